@@ -1,0 +1,69 @@
+# Backcast: `make demo` shows the main job, `make test` proves it.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := service train dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint format lock picture openapi clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed-apps  ## Train, serve, promote; a consumer that never retrains; a table
+	$(BIN)/backcast demo
+
+test: .venv/installed-dev  ## The whole suite, on real PostgreSQL and Redis
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: .venv/installed-dev  ## What takes minutes by nature
+	$(BIN)/python -m pytest -m long
+
+lint: .venv/installed-dev  ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-dev  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/installed-dev  ## Resolve the lock files of requirements/ anew, one per extra
+	$(call compile,,core)
+	$(foreach extra,$(EXTRAS),$(call compile,--extra $(extra) requirements/torch-needs.in,$(extra)))
+
+picture: .venv/installed-dev  ## Draw the README's picture
+	$(BIN)/python docs/draw_idea.py docs/idea.svg
+
+openapi: .venv/installed-dev  ## Write docs/openapi.json from the code
+	$(BIN)/python -m service.openapi > docs/openapi.json
+
+clean:  ## Remove what the targets made
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# torch is left to requirements/torch.txt: the index at hand decides which build it is.
+define compile
+$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	--override requirements/without-torch.txt --no-emit-package torch \
+	pyproject.toml $(1) -o requirements/$(2).txt
+
+endef
+
+define install
+$(BIN)/pip install -q --disable-pip-version-check --require-hashes $(foreach file,$(1),-r requirements/$(file).txt)
+$(BIN)/pip install -q --disable-pip-version-check -r requirements/torch.txt
+$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+touch $@
+endef
+
+.venv/installed-dev: pyproject.toml requirements/dev.txt requirements/torch.txt | .venv/bin/python
+	$(call install,dev)
+
+.venv/installed-apps: pyproject.toml requirements/service.txt requirements/train.txt \
+		requirements/torch.txt | .venv/bin/python
+	$(call install,service train)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv

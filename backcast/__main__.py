@@ -1,0 +1,5 @@
+"""``python -m backcast``."""
+
+from backcast.cli import main
+
+main()

@@ -1,0 +1,102 @@
+"""The ``backcast`` command. Commands of the trainer and the service are loaded when they are there.
+
+The wheel holds the core only; ``trainer`` and ``service`` live in a checkout. Their commands stay
+visible without them, and say what to install when called.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from backcast.cli import commands
+from backcast.errors import BackcastError, ConfigError
+
+APPLICATIONS = {
+    "demo": "trainer",
+    "data": "trainer",
+    "train": "trainer",
+    "publish": "trainer",
+    "serve": "service",
+}
+"""Which application each command comes from; its module ``cli`` holds them."""
+
+EXTRAS = {"trainer": "train", "service": "service"}
+_EXTRA_OF_PACKAGE = {
+    "torch": "train",
+    "torch_geometric": "train",
+    "torchmetrics": "train",
+    "fastapi": "service",
+    "uvicorn": "service",
+    "redis": "service",
+    "psycopg": "service",
+}
+
+
+class Commands(TyperGroup):
+    """The core's commands, and those of the applications."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List the applications' commands first: that is the order of the work."""
+        return [*APPLICATIONS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, or for one that is not installed one that says so."""
+        application = APPLICATIONS.get(cmd_name)
+        if application is None:
+            return super().get_command(ctx, cmd_name)
+        try:
+            module = importlib.import_module(f"{application}.cli")
+        except ModuleNotFoundError as error:
+            if error.name not in {application, f"{application}.cli"}:
+                raise
+            return _absent(cmd_name, application)
+        group: Any = get_command(module.app)
+        return group.get_command(ctx, cmd_name)
+
+
+def _absent(name: str, application: str) -> TyperCommand:
+    def refuse() -> None:
+        raise ConfigError(
+            f"`backcast {name}` needs the package {application!r}, which the wheel does not hold. "
+            f"Run it from a checkout of Backcast: pip install -e '.[{EXTRAS[application]}]'."
+        )
+
+    return TyperCommand(
+        name,
+        callback=refuse,
+        help=f"Not installed: needs a checkout of Backcast with the extra {EXTRAS[application]}.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve every historical version of an embedding from the latest one.",
+)
+commands.add_to(app)
+
+
+def main() -> None:
+    """Run a command; any foreseen error is one line on standard error and exit status 1."""
+    try:
+        app()
+    except BackcastError as error:
+        _fail(error.message)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF_PACKAGE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"This command needs the package {error.name}: pip install 'backcast[{extra}]'.")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(1)

@@ -1,0 +1,250 @@
+"""Commands of the core: versions, promote, keys, get, db."""
+
+import getpass
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+
+from backcast.cli.output import print_json, print_table, progress, say
+from backcast.errors import InvalidInput
+from backcast.lifecycle import open_backcast, plan_promotion, promote, sweep
+from backcast.registry import open_registry, schema
+from backcast.registry.tables import SCHEMA_REVISION
+from backcast.settings import Settings
+from backcast.versions import Entity, Key, Lineage, Scope, Version
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+keys_app = typer.Typer(no_args_is_help=True, help="Create, revoke and list API keys.")
+db_app = typer.Typer(no_args_is_help=True, help="Make, upgrade and check the registry's schema.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the core's commands."""
+    for name, command, example in (
+        ("versions", versions_command, "backcast versions --json"),
+        ("promote", promote_command, "backcast promote 1 --dry-run"),
+        ("get", get_command, "backcast get B0002E1G5C --version 0"),
+    ):
+        app.command(name, epilog=_example(example))(command)
+    app.add_typer(keys_app, name="keys")
+    app.add_typer(db_app, name="db")
+
+
+def _example(line: str) -> str:
+    return f"Example: {line}"
+
+
+def versions_command(as_json: AsJson = False) -> None:
+    """List the versions, their lineage, and which one is live."""
+    with open_registry(Settings.load()) as registry:
+        catalog = registry.deployments.catalog()
+    live = catalog.live
+    chain = Lineage.of(catalog.versions).chain(live.version) if live else []
+    if as_json:
+        print_json(
+            {
+                "live_version": live.version if live else None,
+                "versions": [_version_document(v, v.number in chain) for v in catalog.versions],
+            }
+        )
+    elif not catalog.versions:
+        say("No version is registered yet. Train one: backcast train --data DIR --until 0.5")
+    else:
+        print_table(
+            ("version", "state", "dim", "parent", "method", "Recall@50", "trained"),
+            [_version_row(v) for v in catalog.versions],
+        )
+
+
+def _version_row(version: Version) -> tuple[object, ...]:
+    recall = version.details.get("metrics", {}).get("recall_at_50")
+    return (
+        version.number,
+        version.state,
+        version.dim,
+        version.parent,
+        version.method,
+        None if recall is None else f"{recall:.4f}",
+        f"{version.created_at:%Y-%m-%d %H:%M}",
+    )
+
+
+def _version_document(version: Version, on_chain: bool) -> dict[str, Any]:
+    document = asdict(version)
+    document["on_live_chain"] = on_chain
+    return document
+
+
+def promote_command(
+    version: Annotated[int, typer.Argument(help="Version to make live.")],
+    dry_run: Annotated[bool, typer.Option(help="Check the gates and change nothing.")] = False,
+    expected_live: Annotated[
+        int | None, typer.Option(help="Refuse unless this version is live now.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Promote although the lineage gate fails.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; required by --force.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a version's newest snapshot into the vector store and make it live."""
+    settings = Settings.load()
+    with open_backcast(settings) as backcast:
+        if dry_run:
+            plan = plan_promotion(backcast, version, expected_live=expected_live)
+            _print_plan(plan.document(), as_json)
+            raise typer.Exit(0 if plan.passed else 1)
+        with progress(f"promoting version {version}", 100) as advance:
+            live = promote(
+                backcast,
+                version,
+                actor=f"cli:{getpass.getuser()}",
+                expected_live=expected_live,
+                force=force,
+                reason=reason,
+                report=lambda step, fraction: advance(round(100 * fraction), step),
+            )
+        removed = sweep(backcast, timedelta(seconds=settings.grace_seconds))
+    if as_json:
+        print_json({**asdict(live), "removed_snapshots": removed})
+    else:
+        say(f"Version {live.version} is live, from snapshot {live.snapshot}.")
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    print_table(
+        ("gate", "result", "finding"),
+        [(g["name"], "passed" if g["passed"] else "FAILED", g["finding"]) for g in plan["gates"]],
+        title=f"Promotion of version {plan['version']}, snapshot {plan['snapshot']}",
+    )
+
+
+def get_command(
+    ids: Annotated[list[str], typer.Argument(help="Ids to fetch.", show_default=False)],
+    version: Annotated[
+        int, typer.Option(help="Version to be compatible with.", show_default=False)
+    ],
+    entity: Annotated[Entity, typer.Option(help="What the ids are.")] = Entity.ITEM,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch vectors from the service at BACKCAST_URL; exit status 1 if an id is unknown."""
+    from backcast.client import Client
+
+    with Client() as client:
+        result = client.get_many(ids, version=version, entity=entity)
+    if as_json:
+        print_json(
+            {
+                "version": result.version,
+                "snapshot": result.snapshot,
+                "missing": list(result.missing),
+                "embeddings": {
+                    id: vector.tolist()
+                    for id, vector, found in zip(ids, result.vectors, result.found, strict=True)
+                    if found
+                },
+            }
+        )
+    else:
+        for id, vector, found in zip(ids, result.vectors, result.found, strict=True):
+            say(f"{id}\t" + (" ".join(f"{x:.9g}" for x in vector) if found else "unknown"))
+    if result.missing:
+        raise typer.Exit(1)
+
+
+@keys_app.command(
+    "create", epilog=_example("backcast keys create --consumer ranking --scope read --pin 0")
+)
+def create_key(
+    consumer: Annotated[str, typer.Option(help="Who will use the key.", show_default=False)],
+    scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.READ,
+    pin: Annotated[
+        int | None, typer.Option(help="Version the consumer gets when it names none.")
+    ] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="Days until it expires.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key. Its secret is shown now and never again."""
+    expires_at = None
+    if expires_in_days is not None:
+        if not 0 < expires_in_days < 36_500:
+            raise InvalidInput("--expires-in-days is more than 0 and less than 36500.")
+        expires_at = datetime.now(UTC) + timedelta(days=expires_in_days)
+    with open_registry(Settings.load()) as registry:
+        key, secret = registry.keys.create(consumer, scope, pin=pin, expires_at=expires_at)
+    if as_json:
+        print_json({"key": secret, **_key_document(key)})
+    else:
+        say(secret)
+
+
+@keys_app.command("revoke", epilog=_example("backcast keys revoke 1a2b3c4d"))
+def revoke_key(
+    prefix: Annotated[str, typer.Argument(help="The key's prefix, as `keys list` shows it.")],
+) -> None:
+    """Revoke a key; replicas follow within BACKCAST_KEY_CACHE_SECONDS."""
+    with open_registry(Settings.load()) as registry:
+        registry.keys.revoke(prefix)
+    say(f"Key {prefix} is revoked.")
+
+
+@keys_app.command("list", epilog=_example("backcast keys list --json"))
+def list_keys(as_json: AsJson = False) -> None:
+    """List the keys, without their secrets."""
+    with open_registry(Settings.load()) as registry:
+        keys = registry.keys.all()
+    if as_json:
+        print_json([_key_document(key) for key in keys])
+        return
+    print_table(
+        ("prefix", "consumer", "scope", "pin", "state"),
+        [(k.prefix, k.consumer, k.scope, k.pin, _key_state(k)) for k in keys],
+    )
+
+
+def _key_document(key: Key) -> dict[str, Any]:
+    document = asdict(key)
+    del document["sha256"]
+    return {**document, "state": _key_state(key)}
+
+
+def _key_state(key: Key) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "in force" if key.in_force(datetime.now(UTC)) else "expired"
+
+
+def _with_engine(act: Callable[[Any], None]) -> None:
+    engine = schema.make_engine(Settings.load().registry_url)
+    try:
+        act(engine)
+    finally:
+        engine.dispose()
+
+
+@db_app.command("upgrade", epilog=_example("backcast db upgrade"))
+def upgrade_schema() -> None:
+    """Make the schema, or bring it up to this release."""
+    _with_engine(schema.upgrade)
+    say(f"The registry's schema is at {SCHEMA_REVISION}.")
+
+
+@db_app.command("check", epilog=_example("backcast db check"))
+def check_schema() -> None:
+    """Exit with status 0 only where the schema is this release's."""
+    _with_engine(schema.check)
+    say(f"The registry's schema is at {SCHEMA_REVISION}.")
+
+
+@db_app.command("downgrade", epilog=_example("backcast db downgrade 0001"))
+def downgrade_schema(
+    revision: Annotated[str, typer.Argument(help="Revision to go back to; `base` drops all.")],
+) -> None:
+    """Take the schema back to an older revision."""
+    _with_engine(lambda engine: schema.downgrade(engine, revision))
+    say(f"The registry's schema is at {revision}.")

@@ -1,0 +1,92 @@
+"""What the commands print: tables and JSON on standard output, progress on standard error."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Advance(Protocol):
+    """Report that ``done`` units are finished, with a few words on how it goes."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+def say(text: str) -> None:
+    """Print one line for a person."""
+    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+
+
+def print_json(data: object) -> None:
+    """Print ``data`` for a script, one JSON document, indented."""
+    sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
+) -> None:
+    """Print a table for a person: text to the left, numbers to the right."""
+    rows = [list(row) for row in rows]
+    table = Table()
+    for at, column in enumerate(columns):
+        numeric = all(_is_numeric(row[at]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 120
+    console = Console(highlight=False, markup=False, width=width)
+    if title:
+        console.print(title, style="bold")
+    console.print(table)
+
+
+def _is_numeric(cell: object) -> bool:
+    return cell is None or not isinstance(cell, str) or cell[:1] in "+-−0123456789"
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Advance]:
+    """Show progress on standard error: a bar on a terminal, else a line every few seconds."""
+    if sys.stderr.isatty():
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        ) as bars:
+            task = bars.add_task(what, total=total, note="")
+            yield lambda done, note="": bars.update(task, completed=done, note=note)
+    else:
+        lines = _Lines(what, total)
+        yield lines
+        lines.close()
+
+
+class _Lines:
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what, self._total = what, total
+        self._printed_at, self._last = 0.0, ""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        of = "" if self._total is None else f"/{self._total}"
+        self._last = f"{self._what} {done}{of} {note}".rstrip()
+        if time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def close(self) -> None:
+        if self._last:
+            self._print()
+
+    def _print(self) -> None:
+        print(self._last, file=sys.stderr, flush=True)  # noqa: T201
+        self._printed_at, self._last = time.monotonic(), ""

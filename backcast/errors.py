@@ -1,0 +1,369 @@
+"""Every error that Backcast raises on purpose.
+
+BackcastError
+├── InvalidInput                  a value from outside breaks a stated rule
+│   ├── VersionRequired           no version asked for and no pin to fall back on
+│   ├── BatchTooLarge             more ids than one request may carry
+│   ├── DataError                 an interaction or item file that cannot be read as stated
+│   └── DimensionMismatch         two arrays that should fit do not
+├── NotFound
+│   ├── UnknownVersion
+│   ├── UnknownId
+│   ├── UnknownOperation
+│   ├── UnknownSnapshot
+│   └── UnknownConsumer
+├── Conflict
+│   ├── VersionNotPromoted        registered, but newer than what is live
+│   ├── VersionOffChain           not an ancestor of the live version
+│   ├── PromotionConflict         the live version is not the one the caller saw
+│   └── NothingPublished          a version without a snapshot cannot be promoted
+├── VersionRetired
+├── SnapshotMismatch              the snapshot asked for is not served here (any more)
+├── Unauthorized
+├── Forbidden
+├── NotReady                      nothing is live yet
+├── ArtifactError
+│   ├── ArtifactMissing
+│   ├── ArtifactUnwritable
+│   └── ArtifactCorrupt           a checksum, a shape or a value is not what was registered
+├── StoreError
+│   └── SnapshotNotLoaded         the vector store does not hold this snapshot
+├── RegistryError                 the registry's database cannot be reached
+├── SchemaMismatch                the database was made by another release
+├── ConfigError                   settings, or a package that is not installed
+└── ServiceError                  an answer of the service that no other class describes
+
+Errors carry their data in ``data`` (JSON-compatible) and know nothing of HTTP: ``service.problems``
+holds the one table that maps them to status codes, and ``code`` is the stable name by which the
+client finds the class again.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+
+class BackcastError(Exception):
+    """Base of all errors. ``code`` is stable; ``data`` holds the facts named in the message."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data = data
+
+    @classmethod
+    def rebuild(cls, message: str, data: dict[str, Any]) -> Self:
+        """Make the error again from its message and data, as the client does."""
+        error = cls.__new__(cls)
+        BackcastError.__init__(error, message, **data)
+        return error
+
+    @staticmethod
+    def by_code(code: str) -> "type[BackcastError] | None":
+        """Return the class with this ``code``, or None."""
+        return next((c for c in _family(BackcastError) if c.code == code), None)
+
+
+def _family(cls: type[BackcastError]) -> list[type[BackcastError]]:
+    return [cls, *(d for child in cls.__subclasses__() for d in _family(child))]
+
+
+class InvalidInput(BackcastError):
+    """A value from outside breaks a stated rule."""
+
+    code = "invalid-input"
+
+
+class VersionRequired(InvalidInput):
+    """The request names no version, and its consumer has no pin."""
+
+    code = "version-required"
+
+    def __init__(self, servable: Sequence[int]) -> None:
+        super().__init__(
+            f"Name a version with ?version=, one of {list(servable)} or 'live'. "
+            "There is no default: a consumer's dimension must never change silently.",
+            servable_versions=list(servable),
+        )
+
+
+class BatchTooLarge(InvalidInput):
+    """More ids than one request may carry."""
+
+    code = "batch-too-large"
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(
+            f"{count} ids in one batch; at most {limit} are allowed. Send several batches.",
+            count=count,
+            limit=limit,
+        )
+
+
+class DataError(InvalidInput):
+    """An interaction or item file that cannot be read as stated."""
+
+    code = "bad-data"
+
+
+class DimensionMismatch(InvalidInput):
+    """Two arrays that should fit do not."""
+
+    code = "dimension-mismatch"
+
+    def __init__(self, what: str, expected: object, got: object) -> None:
+        super().__init__(
+            f"{what}: expected {expected}, got {got}.",
+            what=what,
+            expected=str(expected),
+            got=str(got),
+        )
+
+
+class NotFound(BackcastError):
+    """What was named does not exist."""
+
+    code = "not-found"
+
+
+class UnknownVersion(NotFound):
+    """No version of this number was ever registered."""
+
+    code = "unknown-version"
+
+    def __init__(self, version: int, servable: Sequence[int] = ()) -> None:
+        super().__init__(
+            f"Version {version} does not exist.",
+            version=version,
+            servable_versions=list(servable),
+        )
+
+
+class UnknownId(NotFound):
+    """The live snapshot holds no vector of this id."""
+
+    code = "unknown-id"
+
+    def __init__(self, entity: str, id: str, snapshot: str) -> None:
+        super().__init__(
+            f"No {entity} {id!r} in snapshot {snapshot}.", entity=entity, id=id, snapshot=snapshot
+        )
+
+
+class UnknownOperation(NotFound):
+    """No operation has this id."""
+
+    code = "unknown-operation"
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"No operation {operation!r}.", operation=operation)
+
+
+class UnknownSnapshot(NotFound):
+    """No snapshot has this id."""
+
+    code = "unknown-snapshot"
+
+    def __init__(self, snapshot: str) -> None:
+        super().__init__(f"No snapshot {snapshot!r}.", snapshot=snapshot)
+
+
+class UnknownConsumer(NotFound):
+    """No consumer or key has this name."""
+
+    code = "unknown-consumer"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"No consumer or key {name!r}.", name=name)
+
+
+class Conflict(BackcastError):
+    """The request is sound, but the present state does not allow it."""
+
+    code = "conflict"
+
+
+class VersionNotPromoted(Conflict):
+    """The version is registered, but newer than what is live."""
+
+    code = "version-not-promoted"
+
+    def __init__(self, version: int, live: int | None, servable: Sequence[int]) -> None:
+        now = "nothing" if live is None else f"version {live}"
+        super().__init__(
+            f"Version {version} is registered but not promoted; live is {now}.",
+            version=version,
+            current_version=live,
+            servable_versions=list(servable),
+        )
+
+
+class VersionOffChain(Conflict):
+    """The version is not an ancestor of the live one, so no chain of maps leads to it."""
+
+    code = "version-off-chain"
+
+    def __init__(self, version: int, live: int, servable: Sequence[int], state: str) -> None:
+        super().__init__(
+            f"Version {version} ({state}) is not on the chain of the live version {live}; "
+            f"versions {list(servable)} can be served.",
+            version=version,
+            state=state,
+            current_version=live,
+            servable_versions=list(servable),
+        )
+
+
+class PromotionConflict(Conflict):
+    """The live version is not the one that the caller based its decision on."""
+
+    code = "promotion-conflict"
+
+
+class NothingPublished(Conflict):
+    """A version without a published snapshot cannot be promoted."""
+
+    code = "nothing-published"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"Version {version} has no snapshot. Run `backcast publish {version}` first.",
+            version=version,
+        )
+
+
+class VersionRetired(BackcastError):
+    """The version was served once and is not any more."""
+
+    code = "version-retired"
+
+    def __init__(self, version: int, servable: Sequence[int]) -> None:
+        super().__init__(
+            f"Version {version} is retired; versions {list(servable)} can be served.",
+            version=version,
+            servable_versions=list(servable),
+        )
+
+
+class SnapshotMismatch(BackcastError):
+    """The snapshot that the caller demands is not served here (any more)."""
+
+    code = "snapshot-mismatch"
+
+    def __init__(self, expected: str, current: str) -> None:
+        super().__init__(
+            f"Snapshot {expected} was demanded, {current} is served. "
+            "Start again without the demand to read the current one.",
+            expected_snapshot=expected,
+            current_snapshot=current,
+        )
+
+
+class Unauthorized(BackcastError):
+    """No key, or one that is not in force."""
+
+    code = "unauthorized"
+
+
+class Forbidden(BackcastError):
+    """The key is in force, but its scope does not reach this far."""
+
+    code = "forbidden"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with scope {scope!r}.", required_scope=scope)
+
+
+class NotReady(BackcastError):
+    """Nothing is live yet, or the live snapshot cannot be read now."""
+
+    code = "not-ready"
+
+
+class ArtifactError(BackcastError):
+    """A stored file is not what was registered."""
+
+    code = "artifact-error"
+
+
+class ArtifactMissing(ArtifactError):
+    """A registered file is gone."""
+
+    code = "artifact-missing"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"{url} is registered but missing.", url=url)
+
+
+class ArtifactUnwritable(ArtifactError):
+    """A file cannot be written: no permission, no space, no such place."""
+
+    code = "artifact-unwritable"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"{url} cannot be written: {reason}. Mend that, or set BACKCAST_ARTIFACTS_URL.",
+            url=url,
+            reason=reason,
+        )
+
+
+class ArtifactCorrupt(ArtifactError):
+    """A checksum, a shape or a value is not what was registered."""
+
+    code = "artifact-corrupt"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url} is refused: {reason}.", url=url, reason=reason)
+
+
+class StoreError(BackcastError):
+    """The vector store cannot be reached or read."""
+
+    code = "store-error"
+
+
+class SnapshotNotLoaded(StoreError):
+    """The vector store does not hold this snapshot."""
+
+    code = "snapshot-not-loaded"
+
+    def __init__(self, snapshot: str, store: str) -> None:
+        super().__init__(
+            f"The vector store {store} does not hold snapshot {snapshot}.",
+            snapshot=snapshot,
+            store=store,
+        )
+
+
+class RegistryError(BackcastError):
+    """The registry's database cannot be reached."""
+
+    code = "registry-error"
+
+
+class SchemaMismatch(BackcastError):
+    """The database was made by another release."""
+
+    code = "schema-mismatch"
+
+    def __init__(self, found: str | None, expected: str) -> None:
+        super().__init__(
+            f"The registry's schema is {found or 'absent'}, this release needs {expected}. "
+            "Run `backcast db upgrade`, or install the release that made it.",
+            found=found,
+            expected=expected,
+        )
+
+
+class ConfigError(BackcastError):
+    """A setting, a configuration file or a missing package."""
+
+    code = "config-error"
+
+
+class ServiceError(BackcastError):
+    """An answer of the service that no other class describes."""
+
+    code = "service-error"

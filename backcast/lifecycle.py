@@ -1,0 +1,340 @@
+"""A version's life: registered, published, promoted.
+
+Order is what makes a kill harmless: files first, made durable under a name of their own, then one
+transaction. A kill before the transaction leaves litter and the old state; after it, the new state.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+
+from backcast.artifacts import Artifacts
+from backcast.chains import load_chain
+from backcast.errors import (
+    BackcastError,
+    Conflict,
+    InvalidInput,
+    NothingPublished,
+    PromotionConflict,
+    UnknownVersion,
+    VersionRetired,
+)
+from backcast.registry import Catalog, NumberTaken, Registry, Switch, VersionDraft, open_registry
+from backcast.registry.database import utc_now
+from backcast.settings import Settings
+from backcast.snapshots import read_snapshot, write_snapshot
+from backcast.stores import VectorStore, open_store
+from backcast.vectors import VectorBatch
+from backcast.versions import (
+    Entity,
+    Lineage,
+    Live,
+    SnapshotRecord,
+    Transform,
+    Version,
+    VersionState,
+)
+
+Report = Callable[[str, float], None]
+"""Called with the name of a step and the fraction of the whole that is done."""
+
+
+@dataclass(frozen=True)
+class Backcast:
+    """Registry, artifacts and store: the three places that a version lives in."""
+
+    registry: Registry
+    artifacts: Artifacts
+    store: VectorStore
+
+
+class Expected(Enum):
+    """What a caller may expect to be live, besides a version's number."""
+
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that can be promoted if its gates let it, and the moment that was seen."""
+
+    version: int
+    snapshot: SnapshotRecord
+    catalog: Catalog
+
+    @property
+    def live(self) -> Live | None:
+        """What was live."""
+        return self.catalog.live
+
+
+@contextmanager
+def open_backcast(settings: Settings) -> Iterator[Backcast]:
+    """Open registry, artifacts and store, and close them at the end."""
+    with open_registry(settings) as registry, closing(open_store(settings)) as store:
+        yield Backcast(registry, Artifacts(settings.artifacts_root), store)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One named check before a promotion, with what it found."""
+
+    name: str
+    passed: bool
+    finding: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a promotion would do, and whether its gates let it."""
+
+    version: int
+    snapshot: str
+    live: Live | None
+    servable: tuple[int, ...]
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan as a JSON document."""
+        return {
+            "version": self.version,
+            "snapshot": self.snapshot,
+            "live_version": self.live.version if self.live else None,
+            "servable_versions": list(self.servable),
+            "gates": [asdict(gate) for gate in self.gates],
+            "passed": self.passed,
+        }
+
+
+def register_version(
+    registry: Registry, artifacts: Artifacts, draft: VersionDraft, files: Mapping[str, bytes]
+) -> Version:
+    """Write a version's files, then its row and those of its maps in one transaction.
+
+    The number in ``draft`` is a proposal: where another trainer took it meanwhile, the next free
+    one is given. ``draft.folder`` and ``draft.files`` are filled in here.
+    """
+    while True:
+        folder = artifacts.new_folder("versions", f"v{draft.number}")
+        try:
+            draft = replace(draft, folder=folder, files=artifacts.write(folder, files))
+        except BaseException:
+            artifacts.delete(folder)
+            raise
+        # Only a row that was refused frees its files: where the answer to a commit is lost, the
+        # row may be there, and files that no row names are only litter.
+        try:
+            return registry.versions.register(draft)
+        except NumberTaken:
+            artifacts.delete(folder)
+            draft = _renumbered(draft, registry.versions.next_number())
+        except (InvalidInput, UnknownVersion):
+            artifacts.delete(folder)
+            raise
+
+
+def _renumbered(draft: VersionDraft, number: int) -> VersionDraft:
+    if draft.parent is None:
+        raise Conflict("Version 0 was registered meanwhile; train against it as the parent.")
+    maps = tuple(replace(t, source=number) for t in draft.transforms)
+    return replace(draft, number=number, transforms=maps)
+
+
+def backward_map(number: int, parent: int, rows: int, cols: int, *, affine: bool) -> Transform:
+    """Describe B_k, kept in ``transform.safetensors``."""
+    return Transform(
+        source=number,
+        target=parent,
+        direct=False,
+        rows=rows,
+        cols=cols,
+        affine=affine,
+        file="transform.safetensors",
+    )
+
+
+def publish(
+    registry: Registry,
+    artifacts: Artifacts,
+    version: int,
+    batches: Iterable[VectorBatch],
+    details: Mapping[str, Any],
+) -> SnapshotRecord:
+    """Write a snapshot of ``version`` and register it; it can be promoted when this returns."""
+    known = registry.versions.get(version)
+    record = write_snapshot(artifacts, version, known.dim, batches)
+    registry.snapshots.register(record, details)  # its files stay where the answer is lost
+    return record
+
+
+def find_candidate(
+    backcast: Backcast, version: int, *, expected_live: int | Expected | None = None
+) -> Candidate:
+    """Look up what a promotion of ``version`` would start from; cheap, as no gate is run.
+
+    ``expected_live`` is the version that must be live now, ``Expected.NOTHING``, or None: any may.
+
+    Raises:
+        UnknownVersion, NothingPublished, VersionRetired: there is nothing to promote.
+        PromotionConflict: what is live is not what was expected, or it is ``version`` already.
+    """
+    catalog = backcast.registry.deployments.catalog()
+    known = {v.number: v for v in catalog.versions}.get(version)
+    if known is None:
+        raise UnknownVersion(version)
+    _demand_expected(expected_live, catalog.live)
+    if catalog.live is not None and catalog.live.version == version:
+        raise PromotionConflict(f"Version {version} is live already.", current_version=version)
+    if known.state is VersionState.RETIRED:
+        raise VersionRetired(version, ())
+    snapshot = backcast.registry.snapshots.latest(version)
+    if snapshot is None:
+        raise NothingPublished(version)
+    return Candidate(version, snapshot, catalog)
+
+
+def plan_promotion(
+    backcast: Backcast, version: int, *, expected_live: int | Expected | None = None
+) -> Plan:
+    """Check everything that a promotion of ``version`` rests on, and change nothing.
+
+    Raises:
+        UnknownVersion, NothingPublished, VersionRetired, PromotionConflict: see ``find_candidate``.
+    """
+    candidate = find_candidate(backcast, version, expected_live=expected_live)
+    catalog, snapshot = candidate.catalog, candidate.snapshot
+    chain = Lineage.of(catalog.versions).chain(version)
+    gates = (
+        _lineage_gate(chain, candidate.live),
+        _maps_gate(backcast.artifacts, catalog, version),
+        _snapshot_gate(backcast, snapshot),
+    )
+    state = {v.number: v.state for v in catalog.versions}
+    servable = tuple(j for j in sorted(chain) if state[j] is not VersionState.RETIRED)
+    return Plan(version, snapshot.id, candidate.live, servable, gates)
+
+
+def promote(
+    backcast: Backcast,
+    version: int,
+    *,
+    actor: str,
+    expected_live: int | Expected | None = None,
+    force: bool = False,
+    reason: str | None = None,
+    operation: str | None = None,
+    report: Report = lambda _step, _fraction: None,
+) -> Live:
+    """Load the newest snapshot of ``version`` into the store and make it live, in one switch.
+
+    ``force`` overrides failed gates of lineage only, and needs a ``reason``: maps or snapshots
+    that are not what was registered are never served.
+
+    Raises:
+        Conflict: a gate failed, or another version went live meanwhile. The old one stays live.
+    """
+    report("check", 0.0)
+    plan = plan_promotion(backcast, version, expected_live=expected_live)
+    _demand(plan, force=force, reason=reason)
+    report("load", 0.2)
+    load_snapshot(backcast, plan.snapshot)
+    report("switch", 0.9)
+    switch = Switch(
+        kind="promote",
+        seen=plan.live,
+        version=version,
+        snapshot=plan.snapshot,
+        actor=actor,
+        reason=reason,
+        forced=force and not plan.passed,
+        gates={gate.name: gate.finding for gate in plan.gates},
+        operation=operation,
+    )
+    return backcast.registry.deployments.switch(switch)
+
+
+def load_snapshot(backcast: Backcast, snapshot: str) -> None:
+    """Load a published snapshot into the store; harmless where it is there already."""
+    record = backcast.registry.snapshots.get(snapshot)
+    counts = {Entity(name): count for name, count in record.counts.items()}
+    backcast.store.load(snapshot, record.dim, counts, read_snapshot(backcast.artifacts, record))
+
+
+def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
+    """Delete snapshots superseded longer than ``grace`` ago from store and artifacts.
+
+    Returns their ids. The row is committed last, so that the next call finishes what a kill cut
+    short; until then the snapshot cannot go live.
+    """
+    moment = utc_now() - grace
+    gone = []
+    for snapshot in backcast.registry.snapshots.superseded_before(moment):
+        with backcast.registry.snapshots.deleting(snapshot.id, moment) as superseded:
+            if superseded:
+                backcast.store.drop(snapshot.id)
+                backcast.artifacts.delete(snapshot.folder)
+                gone.append(snapshot.id)
+    return gone
+
+
+def _lineage_gate(chain: list[int], live: Live | None) -> Gate:
+    lost = live is not None and live.version not in chain
+    path = " → ".join(f"{number}" for number in chain)
+    finding = f"chain {path}"
+    if live is not None and lost:
+        finding += f"; live version {live.version} is not on it, its consumers would get 409"
+    return Gate("lineage", not lost, finding)
+
+
+def _maps_gate(artifacts: Artifacts, catalog: Catalog, version: int) -> Gate:
+    try:
+        chain = load_chain(catalog, artifacts, version)
+    except BackcastError as error:
+        return Gate("maps", False, error.message)
+    gains = ", ".join(f"{j}: {chain[j].norm:.3g}" for j in sorted(chain))
+    return Gate("maps", True, f"largest singular value of W_{version}^j by j: {gains}")
+
+
+def _snapshot_gate(backcast: Backcast, snapshot: SnapshotRecord) -> Gate:
+    try:
+        rows = sum(len(batch.ids) for batch in read_snapshot(backcast.artifacts, snapshot))
+    except BackcastError as error:
+        return Gate("snapshot", False, error.message)
+    return Gate("snapshot", True, f"{rows} finite vectors of dim {snapshot.dim}, digests match")
+
+
+def _demand(plan: Plan, *, force: bool, reason: str | None) -> None:
+    if force and not reason:
+        raise Conflict("A forced promotion needs a reason.")
+    failed = [gate for gate in plan.gates if not gate.passed]
+    blocking = [gate for gate in failed if not force or gate.name != "lineage"]
+    if blocking:
+        raise Conflict(
+            f"Version {plan.version} is not promoted: "
+            + "; ".join(f"gate {gate.name}: {gate.finding}" for gate in blocking)
+            + ".",
+            gates=[asdict(gate) for gate in plan.gates],
+        )
+
+
+def _demand_expected(expected: int | Expected | None, live: Live | None) -> None:
+    wanted = None if expected is Expected.NOTHING else expected
+    found = None if live is None else live.version
+    if expected is not None and wanted != found:
+        raise PromotionConflict(
+            f"{_named(wanted)} was expected to be live, {_named(found).lower()} is.",
+            expected_version=wanted,
+            current_version=found,
+        )
+
+
+def _named(version: int | None) -> str:
+    return "Nothing" if version is None else f"Version {version}"

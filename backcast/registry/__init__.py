@@ -1,0 +1,60 @@
+"""The version registry: what exists, what is live, who may read it."""
+
+from typing import Self
+
+from sqlalchemy import Engine
+
+from backcast.registry import schema
+from backcast.registry.database import Database
+from backcast.registry.deployments import Catalog, Deployments, Switch
+from backcast.registry.keys import Keys
+from backcast.registry.operations import Operations
+from backcast.registry.snapshots import Snapshots
+from backcast.registry.versions import NumberTaken, VersionDraft, Versions
+from backcast.settings import Settings
+
+__all__ = ["Catalog", "NumberTaken", "Registry", "Switch", "VersionDraft", "open_registry"]
+
+
+class Registry:
+    """The registry on one database, by topic."""
+
+    def __init__(self, engine: Engine) -> None:
+        try:
+            schema.check(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        database = Database(engine)
+        self._engine = engine
+        self.versions = Versions(database)
+        self.snapshots = Snapshots(database)
+        self.deployments = Deployments(database)
+        self.operations = Operations(database)
+        self.keys = Keys(database)
+
+    def close(self) -> None:
+        """Return every connection."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_registry(settings: Settings) -> Registry:
+    """Open the registry that ``settings`` name.
+
+    A new SQLite database under home is made on the spot; any other is upgraded by
+    ``backcast db upgrade`` only.
+
+    Raises:
+        SchemaMismatch: the schema is not this release's.
+        RegistryError: the database does not answer.
+    """
+    engine = schema.make_engine(settings.registry_url)
+    if not settings.database_url and schema.found_revision(engine) is None:
+        schema.upgrade(engine)
+    return Registry(engine)

@@ -1,0 +1,47 @@
+"""Transactions on the registry's database; driver errors are translated here and nowhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from backcast.errors import RegistryError
+
+
+def utc_now() -> datetime:
+    """Return the time, aware and in UTC."""
+    return datetime.now(UTC)
+
+
+class Database:
+    """One engine, two kinds of transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        # SQLite reads one moment anyway; PostgreSQL would read a newer one at every statement.
+        snapshot = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        self._reader = engine.execution_options(reads_only=True, **snapshot)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that writes nothing and sees the database at one moment."""
+        with _translated(self.engine), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is committed whole, or not at all where an error leaves it."""
+        with _translated(self.engine), self.engine.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        where = engine.url.render_as_string(hide_password=True)
+        raise RegistryError(f"The registry {where} does not answer: {reason}.") from error

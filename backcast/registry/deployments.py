@@ -1,0 +1,180 @@
+"""What is live, and how it came to be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from backcast.errors import NothingPublished, PromotionConflict
+from backcast.registry import tables
+from backcast.registry.database import Database, utc_now
+from backcast.registry.versions import read_transforms, read_versions, set_state
+from backcast.versions import Lineage, Live, Transform, Version, VersionState
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything a replica needs to know, read in one transaction."""
+
+    live: Live | None
+    versions: Sequence[Version]
+    transforms: Sequence[Transform]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of what is live: from ``seen`` (None: nothing was) to ``version``, ``snapshot``."""
+
+    kind: str
+    seen: Live | None
+    version: int
+    snapshot: str
+    actor: str
+    reason: str | None = None
+    forced: bool = False
+    gates: Mapping[str, Any] | None = None
+    operation: str | None = None
+
+
+class Deployments:
+    """The live row and its history. The row changes by compare-and-swap only."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def live(self) -> Live | None:
+        """Return what is live, None before the first promotion."""
+        with self._db.read() as connection:
+            return _read_live(connection)
+
+    def catalog(self) -> Catalog:
+        """Return live row, versions and maps of one moment."""
+        with self._db.read() as connection:
+            return Catalog(
+                _read_live(connection), read_versions(connection), read_transforms(connection)
+            )
+
+    def switch(self, change: Switch) -> Live:
+        """Make ``change.version`` live, if what was seen is still live; all in one transaction.
+
+        Raises:
+            PromotionConflict: something else went live meanwhile; nothing was changed.
+            NothingPublished: the snapshot was deleted meanwhile; nothing was changed.
+        """
+        generation = 1 if change.seen is None else change.seen.generation + 1
+        after = Live(change.version, change.snapshot, 0, generation)
+        try:
+            with self._db.write() as connection:
+                _swap(connection, change.seen, after)
+                _move_states(connection, change)
+                _supersede(connection, change)
+                _record(connection, change, generation)
+        except IntegrityError as error:  # two first promotions at once meet in the primary key
+            found = self.live()
+            if found == change.seen:
+                raise
+            raise _conflict(change.seen, found) from error
+        return after
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return every deployment, newest first."""
+        newest_first = select(tables.deployments).order_by(tables.deployments.c.generation.desc())
+        with self._db.read() as connection:
+            return [dict(row._mapping) for row in connection.execute(newest_first)]
+
+
+def _read_live(connection: Connection) -> Live | None:
+    row = connection.execute(
+        select(
+            tables.live.c.version,
+            tables.live.c.snapshot,
+            tables.live.c.delta,
+            tables.live.c.generation,
+        )
+    ).first()
+    return None if row is None else Live(**row._mapping)
+
+
+def _swap(connection: Connection, seen: Live | None, after: Live) -> None:
+    values = {
+        "version": after.version,
+        "snapshot": after.snapshot,
+        "delta": after.delta,
+        "generation": after.generation,
+        "updated_at": utc_now(),
+    }
+    if seen is None:
+        connection.execute(insert(tables.live).values(id=1, **values))
+        return
+    swapped = connection.execute(
+        update(tables.live).where(tables.live.c.generation == seen.generation).values(**values)
+    )
+    if swapped.rowcount != 1:
+        raise _conflict(seen, _read_live(connection))
+
+
+def _conflict(seen: Live | None, found: Live | None) -> PromotionConflict:
+    def name(live: Live | None) -> str:
+        return "nothing" if live is None else f"version {live.version} ({live.snapshot})"
+
+    return PromotionConflict(
+        f"Live was {name(seen)} when this began and is {name(found)} now; nothing was changed.",
+        expected_version=None if seen is None else seen.version,
+        current_version=None if found is None else found.version,
+    )
+
+
+def _move_states(connection: Connection, change: Switch) -> None:
+    versions = read_versions(connection)
+    chain = Lineage.of(versions).chain(change.version)
+    state = {v.number: v.state for v in versions}
+    ancestors = [j for j in chain[1:] if state[j] is not VersionState.RETIRED]
+    set_state(connection, ancestors, VersionState.SUPERSEDED)
+    if change.seen is not None and change.seen.version not in chain:
+        set_state(connection, [change.seen.version], VersionState.ROLLED_BACK)
+    set_state(connection, [change.version], VersionState.LIVE)
+
+
+def _supersede(connection: Connection, change: Switch) -> None:
+    others = (tables.snapshots.c.id != change.snapshot) & (
+        tables.snapshots.c.superseded_at.is_(None)
+    )
+    was_live = tables.snapshots.c.id == (change.seen.snapshot if change.seen else "")
+    older = (tables.snapshots.c.version == change.version) & (
+        tables.snapshots.c.created_at
+        < select(func.max(tables.snapshots.c.created_at))
+        .where(tables.snapshots.c.id == change.snapshot)
+        .scalar_subquery()
+    )
+    connection.execute(
+        update(tables.snapshots).where(others & (was_live | older)).values(superseded_at=utc_now())
+    )
+    kept = connection.execute(
+        update(tables.snapshots)
+        .where(tables.snapshots.c.id == change.snapshot)
+        .where(tables.snapshots.c.deleted_at.is_(None))
+        .values(superseded_at=None)
+    )
+    if kept.rowcount != 1:  # deleted after its grace period, since this promotion began
+        raise NothingPublished(change.version)
+
+
+def _record(connection: Connection, change: Switch, generation: int) -> None:
+    connection.execute(
+        insert(tables.deployments).values(
+            kind=change.kind,
+            version=change.version,
+            snapshot=change.snapshot,
+            from_version=change.seen.version if change.seen else None,
+            from_snapshot=change.seen.snapshot if change.seen else None,
+            generation=generation,
+            actor=change.actor,
+            reason=change.reason,
+            forced=change.forced,
+            gates=dict(change.gates or {}),
+            operation=change.operation,
+            created_at=utc_now(),
+        )
+    )

@@ -1,0 +1,91 @@
+"""Settings, read from the environment (prefix ``BACKCAST_``) once, at the edge."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backcast.errors import ConfigError
+
+
+class Settings(BaseSettings):
+    """Where things are kept and how they are served. Each field is one environment variable."""
+
+    model_config = SettingsConfigDict(env_prefix="BACKCAST_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default=Path(".backcast"),
+        description="Folder that the defaults below lie in.",
+    )
+    database_url: str = Field(
+        default="",
+        description="SQLAlchemy URL of the registry. Default: `registry.db` (SQLite) under home.",
+    )
+    artifacts_url: str = Field(
+        default="",
+        description="fsspec URL of models, maps and snapshots. Default: `artifacts` under home.",
+    )
+    store_url: str = Field(
+        default="embedded:",
+        description="Vector store: `embedded:` (folder `store` under home; one host), "
+        "`embedded:/path`, `redis://…` or `rediss://…`.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where maps are applied; `auto` takes CUDA where there is one."
+    )
+    max_batch: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Most ids that one batch request may carry."
+    )
+    reads: Literal["keyed", "open"] = Field(
+        default="keyed", description="Whether reads need a key (`keyed`) or not (`open`)."
+    )
+    grace_seconds: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How long a superseded snapshot stays in the store after a promotion.",
+    )
+    poll_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        description="How often a replica looks whether another version went live.",
+    )
+    key_cache_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long a replica trusts a key it has seen; a revocation takes effect "
+        "everywhere within this time.",
+    )
+    url: str = Field(
+        default="http://127.0.0.1:8000", description="For the client: where the service answers."
+    )
+    key: SecretStr | None = Field(default=None, description="For the client: the bearer key.")
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; raise ConfigError naming the variable that is wrong."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"BACKCAST_{'_'.join(str(part) for part in first['loc'])}".upper()
+            raise ConfigError(
+                f"{name}={first['input']!r}: {first['msg']}.", variable=name
+            ) from error
+
+    @property
+    def registry_url(self) -> str:
+        """``database_url``, or the SQLite file under home."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'registry.db'}"
+
+    @property
+    def artifacts_root(self) -> str:
+        """``artifacts_url``, or the folder under home."""
+        return self.artifacts_url or str(self.home.absolute() / "artifacts")
+
+    @property
+    def vector_store_url(self) -> str:
+        """``store_url``, with the embedded default resolved to a folder under home."""
+        if self.store_url == "embedded:":
+            return f"embedded:{self.home.absolute() / 'store'}"
+        return self.store_url

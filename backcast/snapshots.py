@@ -1,0 +1,173 @@
+"""Snapshots on disk: one Parquet file an entity kind, and a manifest with counts and checksums.
+
+Columns: ``entity`` string, ``id`` string, ``vector`` fixed_size_list<float32>[D].
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from backcast.artifacts import Artifacts, HashingFile, dump_json
+from backcast.errors import ArtifactCorrupt, DimensionMismatch, InvalidInput
+from backcast.registry.database import utc_now
+from backcast.vectors import VectorBatch
+from backcast.versions import Entity, SnapshotRecord
+
+FORMAT = 1
+_ROWS = 16_384
+_MANIFEST = "manifest.json"
+
+
+def write_snapshot(
+    artifacts: Artifacts, version: int, dim: int, batches: Iterable[VectorBatch]
+) -> SnapshotRecord:
+    """Write all ver-k vectors; the files are durable when this returns, the row is the caller's.
+
+    Raises:
+        InvalidInput: there are no vectors, or an id comes twice within an entity kind.
+        DimensionMismatch: a batch is not of dimension ``dim``.
+    """
+    now = utc_now()
+    folder = artifacts.new_folder("snapshots", f"v{version}-{now:%Y%m%dT%H%M%S}")
+    writers: dict[Entity, _EntityWriter] = {}
+    try:
+        with ExitStack() as stack:
+            for batch in batches:
+                if batch.dim != dim:
+                    raise DimensionMismatch(f"vectors of version {version}", dim, batch.dim)
+                if not len(batch.ids):
+                    continue
+                if batch.entity not in writers:
+                    file = stack.enter_context(artifacts.create(folder, _name(batch.entity)))
+                    parquet = stack.enter_context(pq.ParquetWriter(file, _schema(dim)))
+                    writers[batch.entity] = _EntityWriter(batch.entity, file, parquet)
+                writers[batch.entity].write(batch)
+        if not writers:
+            raise InvalidInput(f"Version {version} has no vectors to publish.")
+        for writer in writers.values():
+            writer.refuse_duplicates()
+        return _seal(artifacts, folder, version, dim, writers, now)
+    except BaseException:
+        artifacts.delete(folder)
+        raise
+
+
+def _seal(
+    artifacts: Artifacts,
+    folder: str,
+    version: int,
+    dim: int,
+    writers: Mapping[Entity, "_EntityWriter"],
+    created_at: datetime,
+) -> SnapshotRecord:
+    manifest = {
+        "format": FORMAT,
+        "version": version,
+        "dim": dim,
+        "files": {
+            str(entity): {
+                "name": _name(entity),
+                "count": writer.count,
+                "size": writer.file.digest.size,
+                "sha256": writer.file.digest.sha256,
+            }
+            for entity, writer in writers.items()
+        },
+    }
+    digest = artifacts.write(folder, {_MANIFEST: dump_json(manifest)})[_MANIFEST]
+    return SnapshotRecord(
+        id=folder.rpartition("/")[2],
+        version=version,
+        dim=dim,
+        counts={str(entity): writer.count for entity, writer in writers.items()},
+        folder=folder,
+        manifest_sha256=digest.sha256,
+        head=0,
+        created_at=created_at,
+    )
+
+
+class _EntityWriter:
+    """Writes one Parquet file, and remembers a hash of each id so that none comes twice."""
+
+    def __init__(self, entity: Entity, file: HashingFile, parquet: pq.ParquetWriter) -> None:
+        self.entity = entity
+        self.file = file
+        self._parquet = parquet
+        self._hashes: list[NDArray[np.void]] = []
+
+    @property
+    def count(self) -> int:
+        return sum(len(hashes) for hashes in self._hashes)
+
+    def write(self, batch: VectorBatch) -> None:
+        for piece in batch.slices(_ROWS):
+            digests = b"".join(xxhash.xxh3_128_digest(id.encode()) for id in piece.ids)
+            self._hashes.append(np.frombuffer(digests, dtype="V16"))
+            vectors = pa.FixedSizeListArray.from_arrays(
+                pa.array(piece.vectors.reshape(-1)), batch.dim
+            )
+            entity = pa.repeat(pa.scalar(str(self.entity)), len(piece.ids))
+            columns = [entity, pa.array(piece.ids, pa.string()), vectors]
+            self._parquet.write_table(pa.Table.from_arrays(columns, schema=_schema(batch.dim)))
+
+    def refuse_duplicates(self) -> None:
+        halves = np.concatenate(self._hashes).view("<u8").reshape(-1, 2)
+        ordered = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+        repeated = int((ordered[1:] == ordered[:-1]).all(axis=1).sum())
+        if repeated:
+            raise InvalidInput(f"{repeated} {self.entity} ids come more than once.")
+
+
+def _name(entity: Entity) -> str:
+    return f"{entity}.parquet"
+
+
+def _schema(dim: int) -> pa.Schema:
+    vector = pa.list_(pa.float32(), dim)
+    return pa.schema([("entity", pa.string()), ("id", pa.string()), ("vector", vector)])
+
+
+def read_snapshot(artifacts: Artifacts, record: SnapshotRecord) -> Iterator[VectorBatch]:
+    """Yield all vectors of a snapshot, every checksum verified before the first row of a file.
+
+    Raises:
+        ArtifactMissing, ArtifactCorrupt: a file is gone, or not what was registered.
+    """
+    manifest = _read_manifest(artifacts, record)
+    for entity, entry in manifest["files"].items():
+        where = artifacts.url(record.folder, entry["name"])
+        seen = 0
+        with artifacts.open(record.folder, entry["name"], entry["sha256"]) as file:
+            try:
+                parquet = pq.ParquetFile(file)
+                if not parquet.schema_arrow.equals(_schema(record.dim)):
+                    raise ArtifactCorrupt(where, f"its columns are not those of dim {record.dim}")
+                for rows in parquet.iter_batches(batch_size=_ROWS):
+                    batch = _batch(Entity(entity), rows, record.dim)
+                    seen += len(batch.ids)
+                    yield batch
+            except (pa.ArrowException, InvalidInput) as error:
+                raise ArtifactCorrupt(where, str(error)) from error
+        if seen != entry["count"] or seen != record.counts.get(entity):
+            raise ArtifactCorrupt(where, f"it holds {seen} rows, not {entry['count']}")
+
+
+def _read_manifest(artifacts: Artifacts, record: SnapshotRecord) -> Any:
+    manifest = artifacts.read_json(record.folder, _MANIFEST, record.manifest_sha256)
+    if manifest["format"] != FORMAT or manifest["dim"] != record.dim:
+        where = artifacts.url(record.folder, _MANIFEST)
+        raise ArtifactCorrupt(where, f"format {manifest['format']}, dim {manifest['dim']}")
+    return manifest
+
+
+def _batch(entity: Entity, rows: pa.RecordBatch, dim: int) -> VectorBatch:
+    vectors = rows.column("vector").flatten().to_numpy().reshape(-1, dim)
+    return VectorBatch(entity, rows.column("id").to_pylist(), vectors)

@@ -1,0 +1,181 @@
+"""The words both sides share: versions, snapshots, keys and the records the registry keeps."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+
+from backcast.errors import InvalidInput
+
+
+class Entity(StrEnum):
+    """What an embedding stands for."""
+
+    ITEM = "item"
+    USER = "user"
+
+
+class VersionState(StrEnum):
+    """registered → live → superseded → retired; or rolled_back, or rejected."""
+
+    REGISTERED = "registered"
+    LIVE = "live"
+    SUPERSEDED = "superseded"
+    RETIRED = "retired"
+    ROLLED_BACK = "rolled_back"
+    REJECTED = "rejected"
+
+
+class Scope(StrEnum):
+    """What a key may do; ``admin`` includes ``read``."""
+
+    READ = "read"
+    ADMIN = "admin"
+
+    def covers(self, other: "Scope") -> bool:
+        """Return whether a key of this scope may do what needs ``other``."""
+        return self is Scope.ADMIN or self is other
+
+
+class OperationState(StrEnum):
+    """pending → running → succeeded or failed."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """Size in bytes and SHA-256 (hex) of one artifact file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version k. ``parent`` is the version it was aligned to (None for the first).
+
+    ``folder`` and ``files`` name its artifacts; ``until`` is the timestamp (Unix seconds) up to
+    which interactions were used; ``details`` holds configuration, metrics and library versions.
+    """
+
+    number: int
+    parent: int | None
+    state: VersionState
+    dim: int
+    method: str
+    until: int
+    seed: int
+    dataset: str
+    dataset_fingerprint: str
+    folder: str
+    files: Mapping[str, FileDigest]
+    details: Mapping[str, Any]
+    created_at: datetime
+    deprecated_at: datetime | None = None
+    sunset_at: datetime | None = None
+    retired_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One registered map from ``source`` vectors to ``target`` vectors (target < source).
+
+    ``direct`` tells a map fitted for that pair from the backward transformation to the parent.
+    """
+
+    source: int
+    target: int
+    direct: bool
+    rows: int
+    cols: int
+    affine: bool
+    file: str
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """One immutable set of all ver-k vectors, as the registry knows it."""
+
+    id: str
+    version: int
+    dim: int
+    counts: Mapping[str, int]
+    folder: str
+    manifest_sha256: str
+    head: int
+    created_at: datetime
+    superseded_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Live:
+    """The row that says what is served. ``generation`` grows by one with every change."""
+
+    version: int
+    snapshot: str
+    delta: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A long-running act, visible while it runs and afterwards."""
+
+    id: str
+    kind: str
+    state: OperationState
+    progress: float
+    step: str
+    request: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    actor: str
+    created_at: datetime
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key as the registry knows it: never the secret, only its SHA-256."""
+
+    prefix: str
+    sha256: str
+    scope: Scope
+    consumer: str
+    pin: int | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def in_force(self, now: datetime) -> bool:
+        """Return whether the key is neither revoked nor expired at ``now`` (UTC)."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Who is whose parent. Chains follow parents, so k-1 need not be the parent of k."""
+
+    parents: Mapping[int, int | None]
+
+    @classmethod
+    def of(cls, versions: Iterable[Version]) -> Self:
+        """Read the parents off version records."""
+        return cls({v.number: v.parent for v in versions})
+
+    def chain(self, version: int) -> list[int]:
+        """Return ``[version, parent, grandparent, …, first]``."""
+        chain = [version]
+        while (parent := self.parents[chain[-1]]) is not None:
+            if parent >= chain[-1]:
+                raise InvalidInput(
+                    f"Version {chain[-1]} names {parent} as parent, not an older one."
+                )
+            chain.append(parent)
+        return chain

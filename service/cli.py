@@ -1,0 +1,81 @@
+"""``backcast serve``: check everything that can be checked, then hand over to uvicorn.
+
+uvicorn and torch are imported by the command that needs them: `--help` works without them.
+"""
+
+import socket
+from typing import Annotated, Any
+
+import typer
+
+from backcast.errors import ConfigError
+from backcast.lifecycle import open_backcast
+from backcast.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def service() -> None:
+    """Serve embeddings over HTTP."""
+
+
+@app.command(epilog="Example: backcast serve --port 8000 --workers 4")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+) -> None:
+    """Serve until interrupted. Settings come from the environment, see BACKCAST_HOME and others."""
+    import uvicorn
+
+    check(Settings.load(), host, port)
+    uvicorn.run(
+        "service.app:from_environment",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        log_config=logging_config(),
+        # Paths hold ids of users; who may log those decides in front of this service.
+        access_log=False,
+        server_header=False,
+    )
+
+
+def check(settings: Settings, host: str, port: int) -> None:
+    """Raise what would otherwise end every worker with a traceback.
+
+    A new SQLite registry is made here too, before the workers could all try.
+
+    Raises:
+        ConfigError: a setting is wrong, or the address cannot be listened on.
+        SchemaMismatch, RegistryError, StoreError: registry or store cannot be opened.
+    """
+    from backcast.devices import choose_device
+
+    choose_device(settings.device)
+    with open_backcast(settings):
+        pass
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {reason}. Choose another --host or --port."
+        ) from error
+
+
+def logging_config() -> dict[str, Any]:
+    """Return the logging of every worker: one line a record, on standard error."""
+    line = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": line}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"handlers": ["stderr"], "level": "INFO"},
+    }

@@ -1,0 +1,296 @@
+"""The JSON documents that requests carry and responses show: pydantic at the edge.
+
+Vectors never pass through these models, which would cost more than everything else together;
+``service.wire`` writes them, and the models tell OpenAPI what it writes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from backcast.versions import Entity, OperationState, Version, VersionState
+
+_SNAPSHOT = "v3-20261120T091500-1f0a6c2e.0"
+_OPERATION = "5f0c7b8e0d6f4d0c9a4a1b7b5c1d2e3f"
+_VERSION_DESCRIPTION = (
+    "The version that the vectors must be compatible with, or `live` for the latest. "
+    "Without one the consumer's pin is taken; without a pin the answer is 422."
+)
+
+VersionName = Annotated[int, Field(ge=0)] | Literal["live"]
+StrictVersionName = Annotated[StrictInt, Field(ge=0)] | Literal["live"]
+
+
+class Document(BaseModel):
+    """Base of what is answered; built from the dataclasses inside by their attributes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class RequestDocument(BaseModel):
+    """Base of what is asked: a misspelt field is refused, not passed over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EmbeddingQuery(RequestDocument):
+    """The query of a request for one vector."""
+
+    version: VersionName | None = Field(
+        default=None, description=_VERSION_DESCRIPTION, examples=[1, "live"]
+    )
+    entity: Entity = Field(default=Entity.ITEM, description="What the id stands for.")
+
+
+class BatchRequest(RequestDocument):
+    """A batch of ids of one entity kind."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"ids": ["B00005N7P0", "B0000AZW7F"], "version": 1, "entity": "item"}]
+        }
+    )
+
+    ids: Annotated[list[str], FailFast()] = Field(
+        description="Ids; order and duplicates are kept. At most BACKCAST_MAX_BATCH of them."
+    )
+    version: StrictVersionName | None = Field(default=None, description=_VERSION_DESCRIPTION)
+    entity: Entity = Field(default=Entity.ITEM, description="What the ids stand for.")
+
+
+class EmbeddingDocument(Document):
+    """One vector, and what it was made from."""
+
+    id: str = Field(examples=["B00005N7P0"])
+    entity: Entity
+    version: int = Field(description="The version that the vector is compatible with.")
+    live_version: int = Field(description="The version whose stored vector it was made from.")
+    snapshot: str = Field(description="S.d: that vector's snapshot and delta.")
+    dim: int
+    embedding: list[float] = Field(description="`dim` float32 numbers, exact to the last bit.")
+
+
+class BatchRow(Document):
+    """The answer to one id of a batch."""
+
+    id: str
+    status: Literal["ok", "missing"]
+    embedding: list[float] | None
+
+
+class BatchDocument(Document):
+    """The vectors of a batch, in the order of its ids."""
+
+    version: int
+    live_version: int
+    snapshot: str
+    entity: Entity
+    dim: int
+    count: int = Field(description="Number of ids asked for.")
+    missing: list[str] = Field(description="Ids without a vector, each once, as first seen.")
+    embeddings: list[BatchRow]
+
+
+class VersionDocument(Document):
+    """One registered version."""
+
+    number: int
+    state: VersionState
+    dim: int
+    parent: int | None = Field(description="The version that this one was aligned to.")
+    method: str
+    until: int = Field(description="Interactions up to this time were used; Unix seconds.")
+    created_at: datetime
+    servable: bool = Field(description="Whether its vectors can be asked for now.")
+    deprecated_at: datetime | None
+    sunset_at: datetime | None
+    retired_at: datetime | None
+    metrics: dict[str, Any] = Field(description="What its training measured.")
+
+    @classmethod
+    def of(cls, version: Version, *, servable: bool, **more: Any) -> Self:
+        """Describe a version record; ``more`` are the fields that a subclass adds."""
+        record = {field.name: getattr(version, field.name) for field in fields(version)}
+        metrics = dict(version.details.get("metrics") or {})
+        return cls(**record, servable=servable, metrics=metrics, **more)
+
+
+class VersionDetailDocument(VersionDocument):
+    """One registered version, and how the live one leads back to it."""
+
+    lineage: list[int] = Field(description="This version, its parent, and so on to the first.")
+    gain: float | None = Field(
+        description="The largest singular value of the map from the live version to this one: "
+        "how much longer a vector can become. None where it is not servable, 1 for the live one."
+    )
+    condition: float | None = Field(
+        description="That value over the smallest one; None where it is infinite or not servable."
+    )
+
+
+class VersionsDocument(Document):
+    """Every version, and what is served now."""
+
+    live_version: int | None
+    snapshot: str | None = Field(description="S.d, None while nothing is live.")
+    servable_versions: list[int]
+    versions: list[VersionDocument]
+
+
+class PromotionRequest(RequestDocument):
+    """An order to make a version live."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"expected_live": 2, "dry_run": False}]}
+    )
+
+    expected_live: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        default=None,
+        description="The version that the caller saw live, null for none. Required unless "
+        "`dry_run`: a promotion rests on what was seen.",
+    )
+    dry_run: bool = Field(default=False, description="Run every gate and change nothing.")
+    force: bool = Field(
+        default=False,
+        description="Promote although the live version would leave the chain. Needs a `reason`.",
+    )
+    reason: str | None = Field(default=None, min_length=1, max_length=2000)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.dry_run and not self.states_expectation:
+            raise PydanticCustomError(
+                "expected_live_missing", "expected_live is required; null says that nothing is live"
+            )
+        if self.force and self.reason is None:
+            raise PydanticCustomError("reason_missing", "a forced promotion needs a reason")
+        return self
+
+    @property
+    def states_expectation(self) -> bool:
+        """Whether ``expected_live`` was given, be it null."""
+        return "expected_live" in self.model_fields_set
+
+
+class GateDocument(Document):
+    """One check before a promotion, with what it found."""
+
+    name: str
+    passed: bool
+    finding: str
+
+
+class PlanDocument(Document):
+    """What a promotion would do, and whether its gates let it."""
+
+    version: int
+    snapshot: str
+    live_version: int | None
+    servable_versions: list[int]
+    gates: list[GateDocument]
+    passed: bool
+
+
+class OperationDocument(Document):
+    """A long-running act."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": _OPERATION,
+                    "kind": "promote",
+                    "state": "running",
+                    "progress": 0.2,
+                    "step": "load",
+                    "request": {"version": 3, "expected_live": 2, "force": False, "reason": None},
+                    "result": None,
+                    "error": None,
+                    "actor": "embedding-team",
+                    "created_at": "2026-11-20T09:20:00Z",
+                    "finished_at": None,
+                }
+            ]
+        }
+    )
+
+    id: str
+    kind: str
+    state: OperationState
+    progress: float = Field(description="The fraction that is done, 0 to 1.")
+    step: str
+    request: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None = Field(
+        description="Code, message and data of the error that ended it."
+    )
+    actor: str
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class DeploymentDocument(Document):
+    """One change of what is live."""
+
+    generation: int
+    kind: Literal["promote", "rollback", "refresh"]
+    version: int
+    snapshot: str
+    from_version: int | None
+    from_snapshot: str | None
+    actor: str
+    reason: str | None
+    forced: bool
+    gates: Mapping[str, Any] = Field(description="What each gate found.")
+    operation: str | None
+    created_at: datetime
+
+
+class DeploymentsDocument(Document):
+    """Every change of what is live, newest first."""
+
+    deployments: list[DeploymentDocument]
+
+
+class ReadyDocument(Document):
+    """What the replica serves."""
+
+    live_version: int
+    snapshot: str = Field(examples=[_SNAPSHOT])
+
+
+class AliveDocument(Document):
+    """The replica answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ProblemDocument(BaseModel):
+    """An error, after RFC 9457. Further members hold the facts that the detail names."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:backcast:problem:version-retired",
+                    "title": "Version retired",
+                    "status": 410,
+                    "detail": "Version 0 is retired; versions [1, 2, 3] can be served.",
+                    "instance": "/embeddings/B00005N7P0",
+                    "version": 0,
+                    "servable_versions": [1, 2, 3],
+                }
+            ]
+        },
+    )
+
+    type: str = Field(description="`urn:backcast:problem:` and a stable code.")
+    title: str
+    status: int
+    detail: str
+    instance: str

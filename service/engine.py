@@ -1,0 +1,281 @@
+"""The serving engine: one immutable Snapshot for each state served, and the swap between them.
+
+It knows no HTTP. A request takes one Snapshot and uses nothing else, so that vectors of one
+version can never meet weights of another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import linear
+
+from backcast.artifacts import Artifacts
+from backcast.chains import load_chain
+from backcast.devices import choose_device
+from backcast.errors import (
+    NotReady,
+    SnapshotMismatch,
+    StoreError,
+    UnknownVersion,
+    VersionNotPromoted,
+    VersionOffChain,
+    VersionRetired,
+)
+from backcast.registry import Catalog, Registry
+from backcast.registry.database import utc_now
+from backcast.stores import EmbeddedStore, StoredSnapshot, VectorStore
+from backcast.transforms import AffineMap
+from backcast.versions import Entity, Lineage, Live, Transform, Version, VersionState
+
+_ROWS = 16_384  # of a batch that are on the device at once
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Vectors of one version, in the order of the ids asked for.
+
+    Attributes:
+        vectors: (n, D_j) float32; rows of unknown ids are NaN. What is stored is always finite,
+            so NaN says that a vector is missing and nothing else.
+        found: (n,) bool.
+    """
+
+    vectors: NDArray[np.float32]
+    found: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class ServedMap:
+    """W_k^j, composed in float64 and kept as float32 on the device.
+
+    Attributes:
+        weight: (D_j, D_k).
+        bias: (D_j,), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def on(cls, device: torch.device, composed: AffineMap) -> "ServedMap":
+        """Bring a composed map to the device."""
+
+        def moved(array: NDArray[np.float64]) -> Tensor:
+            return torch.from_numpy(array.astype(np.float32)).to(device)
+
+        return cls(moved(composed.weight), None if composed.bias is None else moved(composed.bias))
+
+    def __call__(self, stored: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map ``stored`` of shape (n, D_k) to shape (n, D_j)."""
+        mapped = linear(torch.from_numpy(stored).to(self.weight.device), self.weight, self.bias)
+        answer: NDArray[np.float32] = mapped.cpu().numpy()
+        return answer
+
+    @cached_property
+    def singular_values(self) -> NDArray[np.float64]:
+        """The min(D_j, D_k) singular values of W_k^j, largest first."""
+        weight = self.weight.double().cpu().numpy()
+        return np.asarray(np.linalg.svd(weight, compute_uv=False))
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything that a request is answered from, as it was at one moment.
+
+    Attributes:
+        live: version k, snapshot S, delta d and generation.
+        dim: D_k.
+        store: the stored ver-k vectors.
+        maps: W_k^j for every other version j on the chain of k, retired ones included.
+        transforms: what the maps were composed of.
+        versions: the record of every version, by number.
+        at_hand: one vector is found and mapped on this host's CPU, from memory, in less time than
+            it takes to hand the work to another thread.
+    """
+
+    live: Live
+    dim: int
+    store: StoredSnapshot
+    maps: Mapping[int, ServedMap]
+    transforms: frozenset[Transform]
+    versions: Mapping[int, Version]
+    at_hand: bool
+    loaded_at: datetime
+
+    @property
+    def name(self) -> str:
+        """S.d: the snapshot, and the last delta on it."""
+        return f"{self.live.snapshot}.{self.live.delta}"
+
+    @cached_property
+    def servable(self) -> tuple[int, ...]:
+        """The versions that can be asked for, oldest first."""
+        chain = (*self.maps, self.live.version)
+        return tuple(j for j in sorted(chain) if self.versions[j].state is not VersionState.RETIRED)
+
+    def resolve(self, version: int) -> Version:
+        """Return the record of a servable version; no other is ever put in its place.
+
+        Raises:
+            UnknownVersion, VersionRetired, VersionNotPromoted, VersionOffChain: why it is not.
+        """
+        if version in self.servable:
+            return self.versions[version]
+        record = self.versions.get(version)
+        if record is None:
+            raise UnknownVersion(version, self.servable)
+        if record.state is VersionState.RETIRED:
+            raise VersionRetired(version, self.servable)
+        if record.state is VersionState.REGISTERED and version > self.live.version:
+            raise VersionNotPromoted(version, self.live.version, self.servable)
+        raise VersionOffChain(version, self.live.version, self.servable, record.state)
+
+    def vectors(self, entity: Entity, ids: Sequence[str], version: int) -> Embeddings:
+        """Return ver-``version`` vectors of ``ids``; order and duplicates kept.
+
+        Raises:
+            UnknownVersion, VersionRetired, VersionNotPromoted, VersionOffChain: see ``resolve``.
+            StoreError: the vector store does not answer.
+        """
+        rows = np.empty((len(ids), self.resolve(version).dim), np.float32)
+        found = np.empty(len(ids), np.bool_)
+        applied = self.maps.get(version)
+        for start in range(0, len(ids), _ROWS):
+            piece = slice(start, start + _ROWS)
+            gathered = self.store.gather(entity, ids[piece])
+            rows[piece] = gathered.vectors if applied is None else applied(gathered.vectors)
+            found[piece] = gathered.found
+        rows[~found] = np.nan
+        return Embeddings(rows, found)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a replica knows at one moment.
+
+    Attributes:
+        versions: the record of every version, by number.
+        snapshot: what is served, None before the first promotion.
+        kept: superseded snapshots in their grace period, by S. Each is the world as it was when
+            its successor went live.
+    """
+
+    versions: Mapping[int, Version] = field(default_factory=dict)
+    snapshot: Snapshot | None = None
+    kept: Mapping[str, Snapshot] = field(default_factory=dict)
+
+    def find(self, name: str) -> Snapshot | None:
+        """Return the snapshot called S or S.d, if it can be served."""
+        served = [self.snapshot, *self.kept.values()]
+        return next((s for s in served if s and name in {s.live.snapshot, s.name}), None)
+
+
+class Engine:
+    """Follows what is live. Readers never wait: a new Snapshot is loaded beside the old one."""
+
+    def __init__(
+        self, registry: Registry, artifacts: Artifacts, store: VectorStore, device: str
+    ) -> None:
+        self._registry, self._artifacts, self._store = registry, artifacts, store
+        self._device = choose_device(device)
+        # TF32 and bfloat16 would cost five of the seven digits that are promised.
+        torch.set_float32_matmul_precision("highest")
+        self._refreshing = Lock()
+        self._view = View()
+
+    @property
+    def view(self) -> View:
+        """What this replica knows now."""
+        return self._view
+
+    def current(self) -> Snapshot:
+        """Return what is served now; raise NotReady where that is nothing."""
+        snapshot = self._view.snapshot
+        if snapshot is None:
+            raise NotReady(
+                "Nothing can be served yet: no version was promoted, or what is live could not "
+                "be loaded here and the log says why."
+            )
+        return snapshot
+
+    def expecting(self, name: str) -> Snapshot:
+        """Return the snapshot called S or S.d, current or in its grace period.
+
+        A name that is not known here may be newer than the last look at the registry.
+
+        Raises:
+            SnapshotMismatch: no such snapshot is served (any more).
+            NotReady: none is.
+        """
+        found = self._view.find(name)
+        if found is None:
+            self.refresh()
+            found = self._view.find(name)
+        if found is None:
+            raise SnapshotMismatch(name, self.current().name)
+        return found
+
+    def refresh(self) -> None:
+        """Read what is live and swap it in; what was served goes on being served after an error.
+
+        Raises:
+            RegistryError, ArtifactError, StoreError: what is live cannot be read.
+        """
+        with self._refreshing:
+            catalog = self._registry.deployments.catalog()
+            before = self._view
+            versions = {v.number: v for v in catalog.versions}
+            snapshot = self._follow(catalog, versions, before.snapshot)
+            self._view = View(versions, snapshot, self._still_kept(before, snapshot))
+
+    def _follow(
+        self, catalog: Catalog, versions: Mapping[int, Version], before: Snapshot | None
+    ) -> Snapshot | None:
+        live = catalog.live
+        if live is None:
+            return None
+        chain = Lineage.of(catalog.versions).chain(live.version)
+        transforms = frozenset(
+            t for t in catalog.transforms if t.source in chain and t.target in chain
+        )
+        if before is not None and before.live == live and before.transforms == transforms:
+            return replace(before, versions=versions)
+        return Snapshot(
+            live=live,
+            dim=versions[live.version].dim,
+            store=self._open(live, versions[live.version].dim),
+            maps=self._maps(catalog, live.version),
+            transforms=transforms,
+            versions=versions,
+            at_hand=isinstance(self._store, EmbeddedStore) and self._device.type == "cpu",
+            loaded_at=utc_now(),
+        )
+
+    def _open(self, live: Live, dim: int) -> StoredSnapshot:
+        stored = self._store.open(live.snapshot)
+        if stored.dim != dim:
+            raise StoreError(
+                f"Snapshot {live.snapshot} has dim {stored.dim} in the vector store; "
+                f"version {live.version} has {dim}."
+            )
+        return stored
+
+    def _maps(self, catalog: Catalog, live: int) -> dict[int, ServedMap]:
+        composed = load_chain(catalog, self._artifacts, live)
+        return {j: ServedMap.on(self._device, m) for j, m in composed.items() if j != live}
+
+    def _still_kept(self, before: View, snapshot: Snapshot | None) -> dict[str, Snapshot]:
+        known = dict(before.kept)
+        if before.snapshot is not None:
+            known[before.snapshot.live.snapshot] = before.snapshot
+        if snapshot is not None:
+            known.pop(snapshot.live.snapshot, None)
+        snapshots = self._registry.snapshots
+        return {id: kept for id, kept in known.items() if snapshots.get(id).deleted_at is None}

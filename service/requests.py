@@ -1,0 +1,102 @@
+"""What endpoints read from a request: the caller, the snapshot, the format, the id.
+
+Plain functions of the request: as FastAPI dependencies they would take longer than finding the
+vector and mapping it together. ``service.declarations`` tells OpenAPI of what they read.
+"""
+
+from http import HTTPStatus
+from typing import TypeVar
+from urllib.parse import unquote_to_bytes
+
+from anyio import to_thread
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from backcast.errors import InvalidInput
+from backcast.vectors import check_id
+from backcast.versions import Key, Scope
+from service.auth import bearer_secret, demand
+from service.engine import Snapshot
+from service.state import state_of
+from service.wire import Format, negotiate
+
+Model = TypeVar("Model", bound=BaseModel)
+
+EXPECT_SNAPSHOT = "Backcast-Expect-Snapshot"
+
+
+async def find_reader(request: Request) -> Key | None:
+    """Return the caller's key; None for an anonymous caller where reads are open."""
+    key = await _find_key(request)
+    if key is None and state_of(request).settings.reads == "open":
+        return None
+    return demand(key, Scope.READ)
+
+
+async def find_admin(request: Request) -> Key:
+    """Return the caller's key, which has scope admin."""
+    return demand(await _find_key(request), Scope.ADMIN)
+
+
+async def _find_key(request: Request) -> Key | None:
+    secret = bearer_secret(request.headers.get("authorization"))
+    return None if secret is None else await state_of(request).keys.identify(secret)
+
+
+async def choose_snapshot(request: Request) -> Snapshot:
+    """Return the one snapshot that this request is answered from."""
+    state = state_of(request)
+    expected = request.headers.get(EXPECT_SNAPSHOT)
+    if expected is None:
+        return state.engine.current()
+    known = state.engine.view.find(expected)
+    if known is not None:
+        return known
+    return await to_thread.run_sync(state.engine.expecting, expected, limiter=state.refreshes)
+
+
+def choose_format(request: Request) -> Format:
+    """Return the format that the client takes; raise 406."""
+    chosen = negotiate(",".join(request.headers.getlist("accept")))
+    if chosen is None:
+        raise HTTPException(
+            HTTPStatus.NOT_ACCEPTABLE, f"Vectors come as one of {', '.join(Format)}."
+        )
+    return chosen
+
+
+def read_id(request: Request) -> str:
+    """Return the id in the path, exactly as it was meant."""
+    try:
+        unquote_to_bytes(request.scope["raw_path"]).decode()
+    except UnicodeDecodeError as error:  # the server has put U+FFFD in its place
+        raise InvalidInput("The id in the path is not percent-encoded UTF-8.") from error
+    id: str = request.path_params["id"]
+    check_id(id)
+    return id
+
+
+def read_query(request: Request, model: type[Model]) -> Model:
+    """Return the query as ``model``, nothing in it twice; raise RequestValidationError."""
+    query = dict(request.query_params)
+    if len(query) != len(request.query_params.multi_items()):
+        raise InvalidInput("A query parameter is given twice.")
+    try:
+        return model.model_validate(query)
+    except ValidationError as error:
+        raise _invalid(error, "query") from error
+
+
+def read_body(content: bytes, model: type[Model]) -> Model:
+    """Return a JSON body as ``model``; raise RequestValidationError."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise _invalid(error, "body") from error
+
+
+def _invalid(error: ValidationError, where: str) -> RequestValidationError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**one, "loc": (where, *one["loc"])} for one in found])

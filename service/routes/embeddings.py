@@ -1,0 +1,191 @@
+"""Vectors: one by its id, or a batch."""
+
+from email.utils import format_datetime
+from functools import partial
+
+import xxhash
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from starlette.convertors import PathConvertor, register_url_convertor
+
+from backcast.errors import BatchTooLarge, UnknownId, VersionRequired
+from backcast.versions import Entity, Key, Version
+from service.declarations import (
+    batch_request,
+    many_vectors,
+    one_request,
+    one_vector,
+    problem_responses,
+)
+from service.documents import (
+    BatchDocument,
+    BatchRequest,
+    EmbeddingDocument,
+    EmbeddingQuery,
+    RequestDocument,
+)
+from service.engine import Snapshot
+from service.requests import (
+    choose_format,
+    choose_snapshot,
+    find_reader,
+    read_body,
+    read_id,
+    read_query,
+)
+from service.state import state_of
+from service.wire import Body, Format, Source, encode_batch, encode_one
+
+
+class _IdConvertor(PathConvertor):
+    """Takes every character; that of Starlette takes no newline, and loses one at the end."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("id", _IdConvertor())
+router = APIRouter(tags=["embeddings"])
+
+_ABOUT = {
+    "version": 1,
+    "live_version": 3,
+    "snapshot": "v3-20261120T091500-1f0a6c2e.0",
+    "entity": "item",
+    "dim": 4,
+}
+_VECTOR = [0.12, -0.5, 0.25, 1.75]
+_ONE = {"id": "B00005N7P0", **_ABOUT, "embedding": _VECTOR}
+_BATCH = {
+    **_ABOUT,
+    "count": 2,
+    "missing": ["B0000AZW7F"],
+    "embeddings": [
+        {"id": "B00005N7P0", "status": "ok", "embedding": _VECTOR},
+        {"id": "B0000AZW7F", "status": "missing", "embedding": None},
+    ],
+}
+
+
+@router.post(
+    "/embeddings/batch",
+    summary="Many vectors",
+    response_class=Response,
+    responses={
+        **many_vectors(BatchDocument, _BATCH),
+        **problem_responses(401, 403, 404, 406, 409, 410, 412, 413, 422, 503),
+    },
+    openapi_extra=batch_request(),
+)
+async def post_batch(request: Request) -> Response:
+    """Return the vectors of many ids, in their order, duplicates included.
+
+    An id without a vector is no error: it is named in `missing` (JSON), null (Arrow) or a row
+    of NaN (raw float32).
+    """
+    caller = await find_reader(request)
+    read_query(request, RequestDocument)  # a version in the query would be passed over
+    format = choose_format(request)
+    snapshot = await choose_snapshot(request)
+    state = state_of(request)
+    content, limit = await request.body(), state.settings.max_batch
+    # Even the reading of ten thousand ids would keep the event loop from everybody else.
+    answer = partial(_answer_batch, content, limit, caller, snapshot, format)
+    return await to_thread.run_sync(answer, limiter=state.batches)
+
+
+@router.get(
+    "/embeddings/{id:id}",
+    summary="One vector",
+    response_class=Response,
+    responses={
+        **one_vector(EmbeddingDocument, _ONE),
+        **problem_responses(401, 403, 404, 406, 409, 410, 412, 422, 503),
+    },
+    openapi_extra=one_request(),
+)
+async def get_embedding(request: Request) -> Response:
+    """Return the vector of one id, compatible with the version asked for."""
+    caller = await find_reader(request)
+    id, query = read_id(request), read_query(request, EmbeddingQuery)
+    format = choose_format(request)
+    snapshot = await choose_snapshot(request)
+    version = snapshot.resolve(_wanted(query.version, caller, snapshot))
+    answer = partial(_answer_one, query.entity, id, version, snapshot, format)
+    response = answer() if snapshot.at_hand else await to_thread.run_sync(answer)
+    if _holds(request.headers.get("if-none-match"), response.headers["etag"]):
+        return Response(status_code=304, headers=_kept_on_304(response))
+    return response
+
+
+def _answer_one(
+    entity: Entity, id: str, version: Version, snapshot: Snapshot, format: Format
+) -> Response:
+    rows = snapshot.vectors(entity, [id], version.number)
+    if not rows.found[0]:
+        raise UnknownId(entity, id, snapshot.name)
+    source = _source(entity, version, snapshot)
+    response = _respond(encode_one(format, source, id, rows.vectors[0]), source, version, format)
+    response.headers["ETag"] = _etag(source, id, format)
+    return response
+
+
+def _answer_batch(
+    content: bytes, limit: int, caller: Key | None, snapshot: Snapshot, format: Format
+) -> Response:
+    batch = read_body(content, BatchRequest)
+    if len(batch.ids) > limit:
+        raise BatchTooLarge(len(batch.ids), limit)
+    version = snapshot.resolve(_wanted(batch.version, caller, snapshot))
+    rows = snapshot.vectors(batch.entity, batch.ids, version.number)
+    source = _source(batch.entity, version, snapshot)
+    response = _respond(encode_batch(format, source, batch.ids, rows), source, version, format)
+    response.headers["Backcast-Missing"] = str(len(rows.found) - int(rows.found.sum()))
+    return response
+
+
+def _wanted(asked: int | str | None, caller: Key | None, snapshot: Snapshot) -> int:
+    if asked is None and caller is not None:
+        asked = caller.pin
+    if asked is None:
+        raise VersionRequired(snapshot.servable)
+    return snapshot.live.version if isinstance(asked, str) else asked
+
+
+def _source(entity: Entity, version: Version, snapshot: Snapshot) -> Source:
+    return Source(entity, version.number, snapshot.live.version, snapshot.name, version.dim)
+
+
+def _respond(body: Body, source: Source, version: Version, format: Format) -> Response:
+    headers = {
+        "Backcast-Version": str(source.version),
+        "Backcast-Live-Version": str(source.live_version),
+        "Backcast-Snapshot": source.snapshot,
+        "Backcast-Dim": str(source.dim),
+        "Cache-Control": "private",
+        "Vary": "Accept, Authorization",
+    }
+    if body.shape is not None:
+        headers["Backcast-Shape"] = ",".join(str(length) for length in body.shape)
+    if version.deprecated_at is not None:
+        headers["Deprecation"] = f"@{int(version.deprecated_at.timestamp())}"
+    if version.sunset_at is not None:
+        headers["Sunset"] = format_datetime(version.sunset_at, usegmt=True)
+    return Response(body.content, headers=headers, media_type=format)
+
+
+def _etag(source: Source, id: str, format: Format) -> str:
+    # Weak: another replica's device may differ in the last bit of the same answer.
+    named = "\n".join((source.entity, f"{source.version}", source.snapshot, format, id))
+    return f'W/"{xxhash.xxh3_128_hexdigest(named.encode())}"'
+
+
+def _holds(if_none_match: str | None, etag: str) -> bool:
+    if if_none_match is None:
+        return False
+    opaque = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return "*" in opaque or etag.removeprefix("W/") in opaque
+
+
+def _kept_on_304(response: Response) -> dict[str, str]:
+    of_the_body = {"content-length", "content-type"}
+    return {name: value for name, value in response.headers.items() if name not in of_the_body}

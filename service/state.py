@@ -1,0 +1,67 @@
+"""What the service holds while it runs: built once at the start, found from every request."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import cast
+
+from anyio import CapacityLimiter
+from fastapi import Request
+
+from backcast.lifecycle import Backcast, open_backcast, sweep
+from backcast.settings import Settings
+from service.auth import KeyRing
+from service.engine import Engine
+from service.operations import Operator
+from service.poller import Poller
+
+
+@dataclass(frozen=True)
+class State:
+    """Settings, the places a version lives in, and what works on them.
+
+    Attributes:
+        batches: lets as many batches run at once as there are cores; more would answer no
+            sooner and take more memory.
+        refreshes: lets one request at a time wait for another look at the registry, so that a
+            slow one takes no threads from requests that need none.
+    """
+
+    settings: Settings
+    backcast: Backcast
+    engine: Engine
+    keys: KeyRing
+    operator: Operator
+    batches: CapacityLimiter
+    refreshes: CapacityLimiter
+
+
+@contextmanager
+def open_state(settings: Settings) -> Iterator[State]:
+    """Open everything and follow the registry until the block ends.
+
+    Where what is live cannot be read yet, the service starts all the same, says so in the log
+    and by ``/readyz``, and tries again.
+    """
+    with ExitStack() as stack:
+        backcast = stack.enter_context(open_backcast(settings))
+        engine = Engine(backcast.registry, backcast.artifacts, backcast.store, settings.device)
+        grace = timedelta(seconds=settings.grace_seconds)
+        operator = stack.enter_context(Operator(backcast, engine, grace))
+        following = Poller("following the registry", engine.refresh, settings.poll_seconds)
+        following.attempt()
+        stack.enter_context(following)
+        # On a thread of its own: dropping a large snapshot must not keep a replica behind.
+        sweeping = Poller("sweeping", partial(sweep, backcast, grace), settings.poll_seconds)
+        stack.enter_context(sweeping)
+        keys = KeyRing(backcast.registry.keys, settings.key_cache_seconds)
+        batches, refreshes = CapacityLimiter(max(4, os.cpu_count() or 1)), CapacityLimiter(1)
+        yield State(settings, backcast, engine, keys, operator, batches, refreshes)
+
+
+def state_of(request: Request) -> State:
+    """Return the state of the service that this request came to."""
+    return cast("State", request.state.service)

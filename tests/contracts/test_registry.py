@@ -1,0 +1,635 @@
+"""What the registry promises, held against SQLite and PostgreSQL."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from backcast.errors import (
+    DimensionMismatch,
+    InvalidInput,
+    NothingPublished,
+    PromotionConflict,
+    StoreError,
+    UnknownConsumer,
+    UnknownOperation,
+    UnknownSnapshot,
+    UnknownVersion,
+)
+from backcast.registry import NumberTaken, Registry, Switch
+from backcast.registry.database import utc_now
+from backcast.registry.keys import matches, split_secret
+from backcast.registry.schema import make_engine, upgrade
+from backcast.registry.tables import metadata, snapshots
+from backcast.registry.versions import set_state
+from backcast.versions import (
+    FileDigest,
+    Live,
+    OperationState,
+    Scope,
+    SnapshotRecord,
+    Transform,
+    Version,
+    VersionState,
+)
+from tests.support import draft
+
+T = TypeVar("T")
+
+DAY = timedelta(days=1)
+NOON = datetime(2026, 3, 29, 12, 0, 0, 123456, UTC)
+FILES = {"transform.safetensors": FileDigest(12, "a" * 64), "direct": FileDigest(8, "b" * 64)}
+
+
+@pytest.fixture(scope="module")
+def sqlite_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with this release's schema and no rows, to copy."""
+    file = tmp_path_factory.mktemp("registry") / "registry.db"
+    engine = make_engine(f"sqlite:///{file}")
+    upgrade(engine)
+    engine.dispose()
+    return file
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_registry"), tmp_path / "registry.db")
+        engine = make_engine(f"sqlite:///{tmp_path / 'registry.db'}")
+    else:
+        engine = make_engine(request.getfixturevalue("empty_registry"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def registry(engine: Engine) -> Registry:
+    return Registry(engine)
+
+
+def backward(source: int, target: int, rows: int = 4, cols: int = 4) -> Transform:
+    return Transform(source, target, False, rows, cols, affine=False, file="transform.safetensors")
+
+
+def add(registry: Registry, number: int, parent: int | None = None, **changes: Any) -> Version:
+    maps = () if parent is None else (backward(number, parent),)
+    made = draft(number, parent, 4, maps)
+    named = {"folder": f"versions/v{number}", "files": FILES, **changes}
+    return registry.versions.register(replace(made, **named))
+
+
+def add_line(registry: Registry, parents: dict[int, int | None]) -> None:
+    """Register versions with one snapshot each: version 3's is named s3."""
+    for number, parent in parents.items():
+        add(registry, number, parent)
+        add_snapshot(registry, f"s{number}", number)
+
+
+def add_snapshot(
+    registry: Registry, id: str, version: int, created_at: datetime = NOON
+) -> SnapshotRecord:
+    record = SnapshotRecord(
+        id, version, 4, {"item": 3, "user": 0}, f"snapshots/{id}", "c" * 64, 0, created_at
+    )
+    registry.snapshots.register(record, details={"rows": 3})
+    return record
+
+
+def change(
+    seen: Live | None, version: int, snapshot: str | None = None, kind: str = "promote"
+) -> Switch:
+    return Switch(kind, seen, version, snapshot or f"s{version}", actor="tests")
+
+
+def promote(registry: Registry, version: int, snapshot: str | None = None) -> Live:
+    seen = registry.deployments.live()
+    return registry.deployments.switch(change(seen, version, snapshot))
+
+
+def states(registry: Registry) -> dict[int, str]:
+    return {v.number: str(v.state) for v in registry.versions.all()}
+
+
+def superseded(registry: Registry, *ids: str) -> list[str]:
+    return [id for id in ids if registry.snapshots.get(id).superseded_at is not None]
+
+
+def at_once(*acts: Callable[[], T]) -> list[T | BaseException]:
+    """Run all acts in threads that start together, and return what each gave or raised."""
+    barrier = threading.Barrier(len(acts))
+
+    def run(act: Callable[[], T]) -> T | BaseException:
+        barrier.wait()
+        try:
+            return act()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return list(pool.map(run, acts))
+
+
+def contents(engine: Engine) -> dict[str, list[Any]]:
+    with engine.connect() as connection:
+        return {
+            name: [tuple(row) for row in connection.execute(select(table))]
+            for name, table in metadata.tables.items()
+        }
+
+
+class TestVersions:
+    def test_version_comes_back_as_it_was_registered(self, registry: Registry) -> None:
+        before = utc_now()
+        add(registry, 0)
+        details = {"λ": 16, "metrics": {"recall": [0.5, None]}}
+        maps = (backward(1, 0), Transform(1, 0, True, 4, 4, affine=True, file="direct"))
+        made = replace(draft(1, 0, 4, maps), folder="f", files=FILES, details=details)
+        version = registry.versions.register(made)
+        assert registry.versions.get(1) == version
+        assert before <= version.created_at <= utc_now()
+        assert version == Version(
+            number=1,
+            parent=0,
+            state=VersionState.REGISTERED,
+            dim=4,
+            method="bc-aligner",
+            until=1_400_000_001,
+            seed=1,
+            dataset="tests",
+            dataset_fingerprint="f" * 64,
+            folder="f",
+            files=FILES,
+            details=details,
+            created_at=version.created_at,
+        )
+        by_kind = sorted(registry.versions.transforms(), key=lambda t: t.direct)
+        assert by_kind == list(maps)
+
+    def test_versions_come_oldest_first(self, registry: Registry) -> None:
+        for number, parent in ((0, None), (2, 0), (1, 0), (7, 2)):
+            add(registry, number, parent)
+        assert [v.number for v in registry.versions.all()] == [0, 1, 2, 7]
+
+    def test_next_number_follows_the_highest_ever(self, registry: Registry) -> None:
+        assert registry.versions.next_number() == 0
+        add(registry, 0)
+        add(registry, 4, 0)
+        add(registry, 2, 0)
+        assert registry.versions.next_number() == 5
+
+    def test_number_is_given_once(self, registry: Registry) -> None:
+        add(registry, 0)
+        first = add(registry, 1, 0)
+        with pytest.raises(NumberTaken):
+            add(registry, 1, 0, folder="versions/another")
+        assert registry.versions.all()[1:] == [first]
+        assert registry.versions.transforms() == [backward(1, 0)]
+
+    def test_number_of_a_rejected_version_is_not_given_again(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        add_line(registry, {0: None, 1: 0})
+        with engine.begin() as connection:
+            set_state(connection, [1], VersionState.REJECTED)
+        assert registry.versions.next_number() == 2
+        with pytest.raises(NumberTaken):
+            add(registry, 1, 0, folder="versions/another")
+
+    def test_two_trainers_never_share_a_number(self, registry: Registry) -> None:
+        add(registry, 0)
+        for number in range(1, 6):
+            outcomes = at_once(
+                *(
+                    partial(add, registry, number, 0, folder=f"versions/{number}-{n}")
+                    for n in range(3)
+                )
+            )
+            made = [v for v in outcomes if isinstance(v, Version)]
+            assert len(made) == 1
+            assert sum(isinstance(v, NumberTaken) for v in outcomes) == 2
+            assert registry.versions.get(number) == made[0]
+
+    @pytest.mark.parametrize("parent", [0, 5])
+    def test_parent_must_exist(self, registry: Registry, parent: int) -> None:
+        with pytest.raises(UnknownVersion, match=f"Version {parent} does not exist"):
+            add(registry, 6, parent)
+        assert registry.versions.all() == []
+
+    def test_target_of_a_direct_map_must_exist(self, registry: Registry) -> None:
+        add(registry, 0)
+        maps = (backward(3, 0), Transform(3, 2, True, 4, 4, affine=False, file="direct"))
+        with pytest.raises(UnknownVersion, match="Version 2 does not exist"):
+            add(registry, 3, 0, transforms=maps)
+        assert registry.versions.next_number() == 1
+
+    @pytest.mark.parametrize(
+        ("direct", "rows", "cols"), [(False, 5, 4), (False, 4, 3), (True, 3, 4), (True, 4, 5)]
+    )
+    def test_map_must_fit_both_versions(
+        self, registry: Registry, direct: bool, rows: int, cols: int
+    ) -> None:
+        add(registry, 0)
+        odd = Transform(1, 0, direct, rows, cols, affine=False, file="direct")
+        maps = (backward(1, 0), odd) if direct else (odd,)
+        message = rf"map 1 → 0: expected \(4, 4\), got \({rows}, {cols}\)"
+        with pytest.raises(DimensionMismatch, match=message):
+            add(registry, 1, 0, transforms=maps)
+        assert registry.versions.transforms() == []
+
+    def test_map_must_have_its_file(self, registry: Registry) -> None:
+        add(registry, 0)
+        with pytest.raises(InvalidInput, match=r"map 1 → 0 has no file 'transform\.safetensors'"):
+            add(registry, 1, 0, files={})
+        assert registry.versions.next_number() == 1
+
+    def test_unknown_version_is_named(self, registry: Registry) -> None:
+        with pytest.raises(UnknownVersion, match="Version 3 does not exist"):
+            registry.versions.get(3)
+
+
+class TestLive:
+    def test_nothing_is_live_at_first(self, registry: Registry) -> None:
+        add_line(registry, {0: None})
+        assert registry.deployments.live() is None
+        assert registry.deployments.history() == []
+
+    def test_switches_count_generations_and_are_kept(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        first = promote(registry, 0)
+        second = registry.deployments.switch(
+            Switch("promote", first, 1, "s1", "ann", "better", True, {"maps": "fine"})
+        )
+        assert (first, second) == (Live(0, "s0", 0, 1), Live(1, "s1", 0, 2))
+        assert registry.deployments.live() == second
+        newest, oldest = registry.deployments.history()
+        assert (oldest["generation"], oldest["from_version"], oldest["forced"]) == (1, None, False)
+        assert newest.pop("id") > oldest["id"]
+        assert timedelta(0) <= utc_now() - newest.pop("created_at") < DAY
+        assert newest == {
+            "kind": "promote",
+            "version": 1,
+            "snapshot": "s1",
+            "from_version": 0,
+            "from_snapshot": "s0",
+            "generation": 2,
+            "actor": "ann",
+            "reason": "better",
+            "forced": True,
+            "gates": {"maps": "fine"},
+            "operation": None,
+        }
+
+    @pytest.mark.parametrize("first", [True, False], ids=["first-ever", "later"])
+    def test_one_of_two_switches_at_once_wins(self, registry: Registry, first: bool) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 0, 3: 0, 4: 0})
+        seen = None if first else promote(registry, 0)
+        outcomes = at_once(
+            *(
+                partial(registry.deployments.switch, change(seen, version))
+                for version in (1, 2, 3, 4)
+            )
+        )
+        [won] = [o for o in outcomes if isinstance(o, Live)]
+        lost = [o for o in outcomes if isinstance(o, PromotionConflict)]
+        assert len(lost) == 3
+        assert registry.deployments.live() == won
+        history = registry.deployments.history()
+        assert [d["version"] for d in history] == ([won.version] if first else [won.version, 0])
+        assert states(registry)[won.version] == "live"
+        assert list(states(registry).values()).count("live") == 1
+        for error in lost:
+            assert error.data["current_version"] == won.version
+            assert error.data["expected_version"] == (None if first else 0)
+
+    def test_stale_switch_changes_nothing(self, registry: Registry, engine: Engine) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1})
+        seen = promote(registry, 0)
+        promote(registry, 1)
+        before = contents(engine)
+        message = r"Live was version 0 \(s0\) .* is version 1 \(s1\) now; nothing was changed"
+        with pytest.raises(PromotionConflict, match=message):
+            registry.deployments.switch(change(seen, 2))
+        assert contents(engine) == before
+
+    def test_the_same_version_live_again_is_another_moment(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        seen = promote(registry, 0)
+        promote(registry, 1)
+        promote(registry, 0)  # version and snapshot are those of ``seen``
+        with pytest.raises(PromotionConflict):
+            registry.deployments.switch(change(seen, 1))
+
+    def test_switch_to_what_is_not_registered_changes_nothing(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        add_line(registry, {0: None, 1: 0})
+        seen = promote(registry, 0)
+        before = contents(engine)
+        with pytest.raises(IntegrityError):
+            registry.deployments.switch(change(seen, 1, "s9"))
+        assert contents(engine) == before
+
+    def test_chain_of_the_live_version_is_superseded(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1, 3: 2})
+        promote(registry, 0)
+        promote(registry, 2)
+        assert states(registry) == {0: "superseded", 1: "superseded", 2: "live", 3: "registered"}
+
+    def test_sibling_that_was_live_is_rolled_back(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 0})
+        promote(registry, 0)
+        promote(registry, 1)
+        promote(registry, 2)
+        assert states(registry) == {0: "superseded", 1: "rolled_back", 2: "live"}
+
+    def test_version_is_rolled_back_to_its_parent(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        seen = promote(registry, 1)
+        registry.deployments.switch(change(seen, 0, kind="rollback"))
+        assert states(registry) == {0: "live", 1: "rolled_back"}
+        assert superseded(registry, "s0", "s1") == ["s1"]
+
+    def test_version_off_the_chain_keeps_its_state(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 0, 3: 2})
+        for version in (0, 1, 2, 3):
+            promote(registry, version)
+        assert states(registry) == {0: "superseded", 1: "rolled_back", 2: "superseded", 3: "live"}
+
+    def test_retired_version_stays_retired(self, registry: Registry, engine: Engine) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1})
+        promote(registry, 1)
+        with engine.begin() as connection:
+            set_state(connection, [0], VersionState.RETIRED)
+        promote(registry, 2)
+        assert states(registry) == {0: "retired", 1: "superseded", 2: "live"}
+
+    def test_catalog_is_of_one_moment(self, registry: Registry, engine: Engine) -> None:
+        add_line(registry, {0: None, 1: 0})
+        seen = promote(registry, 0)
+        url = engine.url.render_as_string(hide_password=False)
+        pending = [change(seen, 1)]
+
+        def meanwhile(connection: Connection, _cursor: Any, sql: str, *_: Any) -> None:
+            if "FROM live" in sql and connection.engine.pool is engine.pool and pending:
+                other.deployments.switch(pending.pop())
+
+        event.listen(engine, "after_cursor_execute", meanwhile)
+        with Registry(make_engine(url)) as other:
+            catalog = registry.deployments.catalog()
+            assert pending == []
+            assert catalog.live == seen
+            assert {v.number: v.state for v in catalog.versions}[0] is VersionState.LIVE
+            assert registry.deployments.catalog().live == other.deployments.live() != seen
+
+
+class TestSnapshots:
+    def test_snapshot_comes_back_as_it_was_registered(self, registry: Registry) -> None:
+        add(registry, 0)
+        record = add_snapshot(registry, "s0", 0)
+        assert registry.snapshots.get("s0") == record
+        with pytest.raises(UnknownSnapshot, match="'s1'"):
+            registry.snapshots.get("s1")
+
+    def test_latest_is_the_newest_of_its_version(self, registry: Registry) -> None:
+        add(registry, 0)
+        add(registry, 1, 0)
+        assert registry.snapshots.latest(0) is None
+        add_snapshot(registry, "new", 0, NOON + DAY)
+        add_snapshot(registry, "old", 0, NOON)
+        add_snapshot(registry, "other", 1, NOON + 2 * DAY)
+        latest = registry.snapshots.latest(0)
+        assert latest is not None
+        assert latest.id == "new"
+
+    def test_what_was_live_and_older_ones_of_the_version_are_superseded(
+        self, registry: Registry
+    ) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1})
+        for id, version, age in (("a", 1, -2), ("b", 1, -1), ("c", 1, 1), ("d", 0, -1)):
+            add_snapshot(registry, id, version, NOON + age * DAY)
+        promote(registry, 0)
+        assert superseded(registry, "s0", "s1", "a", "b", "c") == []
+        before = utc_now()
+        promote(registry, 1)
+        assert superseded(registry, "s0", "s1", "s2", "a", "b", "c") == ["s0", "a", "b"]
+        at = registry.snapshots.get("s0").superseded_at
+        assert at is not None
+        assert before <= at <= utc_now()
+
+    def test_superseded_before_means_that_long_ago(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        assert registry.snapshots.superseded_before(utc_now()) == []
+        promote(registry, 1)
+        at = registry.snapshots.get("s0").superseded_at
+        assert at is not None
+        assert registry.snapshots.superseded_before(at - timedelta(microseconds=1)) == []
+        assert [s.id for s in registry.snapshots.superseded_before(at)] == ["s0"]
+
+    def test_deleted_snapshot_is_noted_once(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        promote(registry, 1)
+        with registry.snapshots.deleting("s0", utc_now()) as superseded:
+            assert superseded
+        assert registry.snapshots.get("s0").deleted_at is not None
+        assert registry.snapshots.superseded_before(utc_now()) == []
+        assert registry.snapshots.latest(0) is None
+        with registry.snapshots.deleting("s0", utc_now()) as superseded:
+            assert not superseded
+
+    def test_failed_deletion_is_not_noted(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        promote(registry, 1)
+        with pytest.raises(StoreError), registry.snapshots.deleting("s0", utc_now()):
+            raise StoreError("the store does not answer")
+        assert [s.id for s in registry.snapshots.superseded_before(utc_now())] == ["s0"]
+
+    def test_only_what_is_superseded_that_long_may_be_deleted(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1})
+        promote(registry, 0)
+        promote(registry, 1)
+        for id, moment in (("s1", utc_now()), ("s2", utc_now()), ("s0", utc_now() - DAY)):
+            with registry.snapshots.deleting(id, moment) as superseded:
+                assert not superseded
+            assert registry.snapshots.get(id).deleted_at is None
+
+    def test_snapshot_being_deleted_cannot_go_live(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        seen = promote(registry, 1)
+        with ThreadPoolExecutor(1) as pool:
+            with registry.snapshots.deleting("s0", utc_now()):
+                back = pool.submit(registry.deployments.switch, change(seen, 0, kind="rollback"))
+                with pytest.raises(TimeoutError):
+                    back.result(timeout=0.2)  # it waits for the deletion
+            with pytest.raises(NothingPublished, match="Version 0 has no snapshot"):
+                back.result(timeout=20)
+        assert registry.deployments.live() == seen
+        assert states(registry) == {0: "superseded", 1: "live"}
+        assert len(registry.deployments.history()) == 2
+
+    def test_times_come_back_aware_in_utc(self, registry: Registry) -> None:
+        add(registry, 0)
+        local = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+        add_snapshot(registry, "s0", 0, local)
+        read = registry.snapshots.get("s0").created_at
+        assert read == NOON
+        assert read.tzinfo is UTC
+
+    def test_naive_times_are_refused(self, registry: Registry, engine: Engine) -> None:
+        add(registry, 0)
+        with pytest.raises(StatementError, match="naive datetime"):
+            add_snapshot(registry, "s0", 0, NOON.replace(tzinfo=None))
+        assert contents(engine)["snapshots"] == []
+
+
+class TestKeys:
+    def test_key_is_found_by_the_prefix_of_its_secret(self, registry: Registry) -> None:
+        add(registry, 0)
+        key, secret = registry.keys.create("search", Scope.READ, pin=0, expires_at=NOON)
+        assert split_secret(secret) == key.prefix
+        assert registry.keys.find(key.prefix) == key
+        assert (key.consumer, key.scope, key.pin) == ("search", Scope.READ, 0)
+        assert (key.expires_at, key.revoked_at) == (NOON, None)
+        assert key.in_force(NOON - DAY)
+        assert not key.in_force(NOON)
+
+    def test_only_the_whole_secret_matches(self, registry: Registry) -> None:
+        key, secret = registry.keys.create("search", Scope.READ)
+        other, _ = registry.keys.create("search", Scope.READ)
+        assert matches(key, secret)
+        assert not matches(other, secret)
+        for wrong in (secret[:-1], secret + "x", secret.upper(), key.prefix, key.sha256, ""):
+            assert not matches(key, wrong)
+
+    def test_secret_is_not_stored(self, registry: Registry, engine: Engine) -> None:
+        secrets = [registry.keys.create(f"c{n}", scope)[1] for n, scope in enumerate(Scope)]
+        stored = repr(contents(engine))
+        for secret in secrets:
+            random = secret.split("_", 2)[2]
+            assert len(random) == 43  # 32 bytes
+            assert random not in stored
+            assert (split_secret(secret) or "?") in stored  # the search would find what is there
+
+    def test_unknown_prefix_finds_nothing(self, registry: Registry) -> None:
+        assert registry.keys.find("00000000") is None
+
+    def test_keys_come_oldest_first(self, registry: Registry) -> None:
+        made = [registry.keys.create(name, Scope.ADMIN)[0] for name in ("b", "a", "b")]
+        assert registry.keys.all() == made
+        assert len({key.prefix for key in made}) == 3
+
+    def test_revoked_key_is_not_in_force_from_then_on(self, registry: Registry) -> None:
+        key, _ = registry.keys.create("search", Scope.READ)
+        registry.keys.revoke(key.prefix)
+        revoked = registry.keys.find(key.prefix)
+        assert revoked is not None
+        assert not revoked.in_force(utc_now())
+        registry.keys.revoke(key.prefix)
+        assert registry.keys.find(key.prefix) == revoked
+        with pytest.raises(UnknownConsumer, match="'00000000'"):
+            registry.keys.revoke("00000000")
+
+    def test_pin_is_the_consumers_for_all_of_its_keys(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        first, _ = registry.keys.create("search", Scope.READ)
+        other, _ = registry.keys.create("ads", Scope.READ, pin=0)
+        registry.keys.create("search", Scope.READ, pin=1)
+        registry.keys.create("search", Scope.ADMIN)
+        pins = {key.prefix: key.pin for key in registry.keys.all()}
+        assert (first.pin, pins[first.prefix], pins[other.prefix]) == (None, 1, 0)
+        assert list(pins.values()) == [1, 0, 1, 1]
+
+    def test_pin_must_exist(self, registry: Registry, engine: Engine) -> None:
+        with pytest.raises(UnknownVersion, match="Version 4"):
+            registry.keys.create("search", Scope.READ, pin=4)
+        assert contents(engine)["consumers"] == contents(engine)["api_keys"] == []
+
+    @pytest.mark.parametrize("name", ["", "  ", "x" * 129])
+    def test_consumer_has_a_name(self, registry: Registry, name: str) -> None:
+        with pytest.raises(InvalidInput, match="1 to 128 characters"):
+            registry.keys.create(name, Scope.READ)
+
+    def test_naive_expiry_is_refused(self, registry: Registry, engine: Engine) -> None:
+        with pytest.raises(StatementError, match="naive datetime"):
+            registry.keys.create("search", Scope.READ, expires_at=NOON.replace(tzinfo=None))
+        assert contents(engine)["consumers"] == contents(engine)["api_keys"] == []
+
+    def test_first_keys_of_one_consumer_may_be_made_at_once(self, registry: Registry) -> None:
+        for round in range(5):
+            create = partial(registry.keys.create, f"consumer {round}", Scope.READ)
+            made = at_once(*[create] * 4)
+            assert [m for m in made if isinstance(m, BaseException)] == []
+        assert len(registry.keys.all()) == 20
+
+
+class TestOperations:
+    def test_operation_is_followed_to_its_success(self, registry: Registry) -> None:
+        started = registry.operations.start("promote", {"version": 3}, "ann", "host:1")
+        assert started == registry.operations.get(started.id)
+        assert (started.kind, started.request, started.actor) == ("promote", {"version": 3}, "ann")
+        assert (started.state, started.progress, started.step) == (OperationState.PENDING, 0.0, "")
+        registry.operations.progress(started.id, "load", 0.25)
+        running = registry.operations.get(started.id)
+        assert (running.state, running.progress, running.step) == ("running", 0.25, "load")
+        assert running.finished_at is None
+        registry.operations.succeed(started.id, {"live_version": 3})
+        done = registry.operations.get(started.id)
+        assert (done.state, done.progress, done.step) == ("succeeded", 1.0, "load")
+        assert (done.result, done.error) == ({"live_version": 3}, None)
+        assert done.finished_at is not None
+        assert started.created_at <= done.finished_at <= utc_now()
+
+    def test_failed_operation_keeps_the_reason(self, registry: Registry) -> None:
+        id = registry.operations.start("promote", {}, "ann", "host:1").id
+        registry.operations.progress(id, "check", 0.5)
+        registry.operations.fail(id, NothingPublished(3))
+        failed = registry.operations.get(id)
+        assert (failed.state, failed.progress, failed.result) == ("failed", 0.5, None)
+        message = NothingPublished(3).message
+        assert failed.error == {"code": "nothing-published", "message": message, "version": 3}
+        assert failed.finished_at is not None
+
+    def test_operations_do_not_touch_each_other(self, registry: Registry) -> None:
+        first = registry.operations.start("promote", {}, "ann", "host:1")
+        second = registry.operations.start("promote", {}, "ann", "host:1")
+        registry.operations.succeed(first.id, {})
+        assert registry.operations.get(second.id) == second
+
+    def test_unknown_operation_is_named(self, registry: Registry) -> None:
+        with pytest.raises(UnknownOperation, match="'0f'"):
+            registry.operations.get("0f")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"version": 9},
+        {"id": "s0"},
+        {"folder": "snapshots/s0"},
+    ],
+    ids=["unknown-version", "same-id", "same-folder"],
+)
+def test_database_itself_refuses_what_cannot_be(
+    registry: Registry, engine: Engine, row: dict[str, Any]
+) -> None:
+    add_line(registry, {0: None})
+    [stored] = contents(engine)["snapshots"]
+    values = dict(zip(snapshots.c.keys(), stored, strict=True))
+    changed = {**values, "id": "s1", "folder": "snapshots/s1", **row}
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(insert(snapshots).values(**changed))

@@ -1,0 +1,110 @@
+"""Every command and every piece of code in README and docs, run as it is printed."""
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import csv as arrow_csv
+
+from tests.e2e.documents import ROOT, Block, as_shell, blocks
+from trainer.config import TrainConfig
+from trainer.data.synth import SynthConfig, synthesize
+
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Run the README's quick start and then the guides in one folder, as a newcomer would."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    _write_csv(folder)
+    quick_start = blocks("README.md", after="Quick start")
+    guides = [*blocks("docs/data.md"), *blocks("docs/training.md")]
+    runnable = [b for b in [*quick_start, *guides] if b.language in {"sh", "python"}]
+    return _run(runnable, folder)
+
+
+def test_quick_start_serves_version_0_before_and_after_a_promotion(printed: list[str]) -> None:
+    line = next(line for line in printed if line.startswith('{"id":"i0001"'))
+    answer, _ = json.JSONDecoder().raw_decode(line)  # no newline ends it: others print after it
+    assert (answer["version"], answer["live_version"]) == (0, 0)
+    assert len(answer["embedding"]) == answer["dim"] == 32
+    fetched = [line.split("\t") for line in printed if line.startswith(("i0001\t", "i0002\t"))]
+    assert [id for id, _ in fetched] == ["i0001", "i0002"]
+    assert all(len(numbers.split()) == 32 for _, numbers in fetched)
+
+
+def test_client_example_names_the_missing_id_and_the_servable_versions(printed: list[str]) -> None:
+    shape = next(line for line in printed if line.startswith("(3, 32)"))
+    assert "('no-such-item',) v1-" in shape
+    listed = next(line for line in printed if line.startswith("[(0,"))
+    assert listed.count("True)") == 2
+    assert "superseded" in listed
+    assert "live" in listed
+
+
+def test_guides_train_the_next_version_against_the_live_one(printed: list[str]) -> None:
+    text = "\n".join(printed)
+    assert "Version 2 is registered: 48 dimensions, compatible with version 1" in text
+    assert "Written to shop-csv" in text
+    assert "Written to shop-generated" in text
+
+
+def test_training_guide_shows_a_valid_file(tmp_path: Path) -> None:
+    (toml,) = [b for b in blocks("docs/training.md") if b.language == "toml"]
+    file = tmp_path / "train.toml"
+    file.write_text(toml.text)
+    assert TrainConfig.load(file=file).epochs == 200
+
+
+def test_every_language_of_a_block_is_one_that_is_run() -> None:
+    documents = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    languages = {b.language for document in documents for b in blocks(document)}
+    assert languages == {"sh", "python", "toml"}
+
+
+def _write_csv(folder: Path) -> None:
+    interactions, items = synthesize(SynthConfig(users=200, items=100, interactions=2000))
+    columns = {
+        name: pa.array(["|".join(v) if isinstance(v, list) else v for v in column.to_pylist()])
+        for name, column in zip(items.column_names, items.columns, strict=True)
+    }
+    for name, table in (("interactions", interactions), ("items", pa.table(columns))):
+        sink = pa.BufferOutputStream()
+        arrow_csv.write_csv(table, sink)
+        (folder / f"{name}.csv.gz").write_bytes(gzip.compress(sink.getvalue().to_pybytes()))
+
+
+def _run(runnable: list[Block], folder: Path) -> list[str]:
+    script = "set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\n" + "".join(map(as_shell, runnable))
+    script = script.replace(". .venv/bin/activate\n", "").replace("8000", str(_free_port()))
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout.splitlines()
+
+
+def _environment() -> Mapping[str, str]:
+    others = {k: v for k, v in os.environ.items() if not k.startswith("BACKCAST_")}
+    return others | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

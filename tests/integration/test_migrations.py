@@ -1,0 +1,175 @@
+"""The schema is made, unmade, checked and made by many at once, on real databases."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, event, inspect, text
+
+import migrations
+from backcast.errors import SchemaMismatch
+from backcast.registry import Registry, open_registry
+from backcast.registry.schema import downgrade, found_revision, make_engine, upgrade
+from backcast.registry.tables import SCHEMA_REVISION, metadata
+from backcast.settings import Settings
+from tests.support import draft, exit_codes
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    postgres: str = request.getfixturevalue("new_postgres")
+    return postgres
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    engine = make_engine(url)
+    yield engine
+    engine.dispose()
+
+
+def tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {"alembic_version"}
+
+
+def constraints(engine: Engine) -> set[str]:
+    found = inspect(engine)
+    return {
+        f"{name}: {item['name']}"
+        for name in metadata.tables
+        for item in (
+            *found.get_check_constraints(name),
+            *found.get_unique_constraints(name),
+            *found.get_foreign_keys(name),
+            found.get_pk_constraint(name),
+        )
+    }
+
+
+def at_revision(engine: Engine, revision: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
+
+
+def test_schema_goes_up_down_and_up(engine: Engine) -> None:
+    for _ in range(2):
+        upgrade(engine)
+        assert tables(engine) == set(metadata.tables)
+        registry = Registry(engine)
+        registry.versions.register(draft(0, None, 4))
+        downgrade(engine, "base")
+        assert tables(engine) == set()
+        assert found_revision(engine) is None
+
+
+def test_upgrading_again_changes_nothing(engine: Engine) -> None:
+    upgrade(engine)
+    Registry(engine).versions.register(draft(0, None, 4))
+    upgrade(engine)
+    assert [v.number for v in Registry(engine).versions.all()] == [0]
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(engine: Engine) -> None:
+    upgrade(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrations_make_exactly_the_constraints_of_the_code(engine: Engine) -> None:
+    upgrade(engine)
+    made = constraints(engine)
+    downgrade(engine, "base")
+    metadata.create_all(engine)
+    assert made == constraints(engine)
+    assert "live: ck_live_single_row" in made
+
+
+def test_code_is_at_the_only_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA_REVISION]
+
+
+def test_database_without_a_schema_is_refused(url: str) -> None:
+    with pytest.raises(SchemaMismatch, match=r"is absent, .* Run `backcast db upgrade`"):
+        open_registry(Settings(database_url=url))
+
+
+@pytest.mark.parametrize("revision", ["0000", "9999"])
+def test_schema_of_another_release_is_refused(engine: Engine, url: str, revision: str) -> None:
+    upgrade(engine)
+    at_revision(engine, revision)
+    with pytest.raises(SchemaMismatch, match="Run `backcast db upgrade`, or install") as caught:
+        open_registry(Settings(database_url=url))
+    assert caught.value.data == {"found": revision, "expected": SCHEMA_REVISION}
+
+
+def test_new_home_gets_its_schema_on_the_spot(tmp_path: Path) -> None:
+    for _ in range(2):
+        with open_registry(Settings(home=tmp_path / "home")) as registry:
+            assert registry.versions.all() == []
+
+
+def test_home_of_another_release_is_not_changed(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    open_registry(settings).close()
+    engine = make_engine(settings.registry_url)
+    at_revision(engine, "9999")
+    with pytest.raises(SchemaMismatch, match="is 9999"):
+        open_registry(settings)
+    assert found_revision(engine) == "9999"
+    engine.dispose()
+
+
+def upgrade_url(url: str) -> None:
+    engine = make_engine(url)
+    upgrade(engine)
+    Registry(engine).close()
+
+
+def test_many_processes_may_upgrade_at_once(engine: Engine, url: str) -> None:
+    assert exit_codes(upgrade_url, *[(url,)] * 4) == [0] * 4
+    assert tables(engine) == set(metadata.tables)
+    assert found_revision(engine) == SCHEMA_REVISION
+
+
+def open_home(home: str) -> None:
+    open_registry(Settings(home=Path(home))).close()
+
+
+def test_many_processes_may_open_a_new_home_at_once(tmp_path: Path) -> None:
+    assert exit_codes(open_home, *[(str(tmp_path),)] * 4) == [0] * 4
+
+
+def upgrade_and_die(url: str, last: int) -> None:
+    engine = make_engine(url)
+    statements = 0
+
+    def count(*_: Any) -> None:
+        nonlocal statements
+        statements += 1
+        if statements == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(engine, "after_cursor_execute", count)
+    upgrade(engine)
+
+
+@pytest.mark.parametrize("last", [4, 9, 15])
+def test_killed_upgrade_leaves_nothing_and_can_be_done_again(
+    engine: Engine, url: str, last: int
+) -> None:
+    assert exit_codes(upgrade_and_die, (url, last)) == [-signal.SIGKILL]
+    assert tables(engine) == set()
+    upgrade(engine)
+    assert tables(engine) == set(metadata.tables)

@@ -1,0 +1,287 @@
+"""What administrators do over HTTP, and who is no administrator."""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from backcast.errors import StoreError
+from backcast.lifecycle import Backcast, open_backcast, sweep
+from backcast.settings import Settings
+from backcast.stores import StoredSnapshot
+from backcast.versions import Scope, VersionState
+from tests.service_support import WatchedStore, bearer, client_of, secret_of, set_version
+from tests.support import Home, build_home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """Versions 0, 1 and 2, of which 1 is live; 3 is a sibling of 2, 4 has no snapshot."""
+    parents = (None, 0, 1, 0)
+    with build_home(tmp_path, dims=(4, 5, 6, 7), parents=parents, live=1) as built:
+        built.register(8, parent=2)
+        yield built
+
+
+@pytest.fixture
+def client(home: Home) -> Iterator[TestClient]:
+    with client_of(home) as opened:
+        yield opened
+
+
+def promote(client: TestClient, version: int, **order: Any) -> Any:
+    return client.post(f"/admin/versions/{version}/promote", json=order)
+
+
+def finished(client: TestClient, response: Any) -> dict[str, Any]:
+    """Follow the operation that a response tells of until it has ended."""
+    assert response.status_code == 202, response.text
+    assert response.headers["Location"] == f"/admin/operations/{response.json()['id']}"
+    deadline = time.monotonic() + 30
+    while True:
+        operation: dict[str, Any] = client.get(response.headers["Location"]).json()
+        if operation["state"] in {"succeeded", "failed"}:
+            assert operation["finished_at"] is not None
+            return operation
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def code_of(response: Any) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.status_code, response.json()["type"].removeprefix("urn:backcast:problem:")
+
+
+def test_promotion_is_an_operation(home: Home, client: TestClient) -> None:
+    operation = finished(client, promote(client, 2, expected_live=1, reason="better"))
+    live = home.backcast.registry.deployments.live()
+    assert live is not None
+    assert live.version == 2
+    assert (operation["kind"], operation["state"], operation["progress"]) == (
+        "promote",
+        "succeeded",
+        1.0,
+    )
+    assert operation["request"] == {
+        "version": 2,
+        "expected_live": 1,
+        "force": False,
+        "reason": "better",
+    }
+    assert operation["result"] == {"live_version": 2, "snapshot": f"{live.snapshot}.0"}
+    assert operation["error"] is None
+    assert operation["actor"] == "consumer 0"
+    # This replica serves it from the moment that the operation has succeeded.
+    assert client.get("/readyz").json()["live_version"] == 2
+    latest = client.get("/admin/deployments").json()["deployments"][0]
+    assert (latest["version"], latest["from_version"], latest["kind"]) == (2, 1, "promote")
+    assert (latest["operation"], latest["actor"]) == (operation["id"], "consumer 0")
+    assert (latest["forced"], latest["reason"]) == (False, "better")
+    assert set(latest["gates"]) >= {"lineage", "maps", "snapshot"}
+
+
+def test_history_is_newest_first(client: TestClient) -> None:
+    deployments = client.get("/admin/deployments").json()["deployments"]
+    assert [(d["generation"], d["version"], d["from_version"]) for d in deployments] == [
+        (2, 1, 0),
+        (1, 0, None),
+    ]
+
+
+def test_first_promotion_expects_nothing(tmp_path: Path) -> None:
+    with build_home(tmp_path, dims=(4, 6)) as home, client_of(home) as client:
+        assert code_of(promote(client, 0, expected_live=1)) == (409, "promotion-conflict")
+        assert finished(client, promote(client, 0, expected_live=None))["state"] == "succeeded"
+        response = promote(client, 1, expected_live=None)
+        assert code_of(response) == (409, "promotion-conflict")
+        assert response.json()["detail"] == "Nothing was expected to be live, version 0 is."
+        assert (response.json()["expected_version"], response.json()["current_version"]) == (
+            None,
+            0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("version", "order", "refusal"),
+    [
+        (9, {"expected_live": 1}, (404, "unknown-version")),
+        (2, {"expected_live": 0}, (409, "promotion-conflict")),
+        (2, {"expected_live": None}, (409, "promotion-conflict")),
+        (1, {"expected_live": 1}, (409, "promotion-conflict")),
+        (4, {"expected_live": 1}, (409, "nothing-published")),
+        (2, {}, (422, "invalid-input")),
+        (2, {"expected_live": True}, (422, "invalid-input")),
+        (2, {"expected_live": "1"}, (422, "invalid-input")),
+        (2, {"expected_live": -1}, (422, "invalid-input")),
+        (2, {"expected_live": 1, "force": True}, (422, "invalid-input")),
+        (2, {"expected_live": 1, "force": True, "reason": ""}, (422, "invalid-input")),
+        (2, {"expected_live": 1, "dryrun": True}, (422, "invalid-input")),
+        (-1, {"expected_live": 1}, (422, "invalid-input")),
+    ],
+    ids=str,
+)
+def test_what_can_be_refused_at_once_is(
+    home: Home,
+    client: TestClient,
+    version: int,
+    order: dict[str, Any],
+    refusal: tuple[int, str],
+) -> None:
+    before = home.backcast.registry.deployments.live()
+    assert code_of(promote(client, version, **order)) == refusal
+    assert home.backcast.registry.deployments.live() == before
+
+
+def test_retired_version_is_refused_at_once(home: Home, client: TestClient) -> None:
+    set_version(home, 0, state=VersionState.RETIRED)
+    assert code_of(promote(client, 0, expected_live=1)) == (410, "version-retired")
+
+
+def test_dry_run_answers_with_the_plan(home: Home, client: TestClient) -> None:
+    before = home.backcast.registry.deployments.live()
+    for order in ({"dry_run": True}, {"dry_run": True, "expected_live": 1}):
+        response = promote(client, 2, **order)
+        assert response.status_code == 200
+        plan = response.json()
+        assert (plan["version"], plan["live_version"], plan["passed"]) == (2, 1, True)
+        assert plan["servable_versions"] == [0, 1, 2]
+        assert {gate["name"] for gate in plan["gates"]} >= {"lineage", "maps", "snapshot"}
+    refused = promote(client, 2, dry_run=True, expected_live=0)
+    assert code_of(refused) == (409, "promotion-conflict")
+    assert promote(client, 3, dry_run=True).json()["passed"] is False
+    assert home.backcast.registry.deployments.live() == before
+
+
+def test_gate_that_fails_fails_the_operation(client: TestClient) -> None:
+    operation = finished(client, promote(client, 3, expected_live=1))
+    assert operation["state"] == "failed"
+    assert operation["result"] is None
+    assert operation["error"]["code"] == "conflict"
+    assert "lineage" in operation["error"]["message"]
+    gates = {gate["name"]: gate["passed"] for gate in operation["error"]["gates"]}
+    assert gates["lineage"] is False
+    assert gates["maps"] is True
+    assert client.get("/readyz").json()["live_version"] == 1
+
+
+def test_forced_promotion_leaves_the_chain(client: TestClient) -> None:
+    order = {"expected_live": 1, "force": True, "reason": "1 was trained on the wrong data"}
+    assert finished(client, promote(client, 3, **order))["state"] == "succeeded"
+    versions = client.get("/versions").json()
+    assert (versions["live_version"], versions["servable_versions"]) == (3, [0, 3])
+    assert versions["versions"][1]["state"] == "rolled_back"
+    latest = client.get("/admin/deployments").json()["deployments"][0]
+    assert (latest["forced"], latest["reason"]) == (True, order["reason"])
+
+
+def test_unforeseen_error_fails_the_operation_and_is_logged(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(WatchedStore):
+        def load(self, *_: object) -> None:
+            raise RuntimeError("the password is hunter2")
+
+    @contextmanager
+    def open_broken(settings: Settings) -> Iterator[Backcast]:
+        with open_backcast(settings) as backcast:
+            yield replace(backcast, store=Broken(backcast.store, lambda _: None))
+
+    monkeypatch.setattr("service.state.open_backcast", open_broken)
+    with client_of(home) as client, caplog.at_level(logging.ERROR):
+        operation = finished(client, promote(client, 2, expected_live=1))
+    assert operation["state"] == "failed"
+    assert operation["error"]["code"] == "service-error"
+    assert "hunter2" not in str(operation)
+    assert "hunter2" in caplog.text
+
+
+def test_promotion_is_done_even_where_this_replica_cannot_follow_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = home.backcast.store.snapshots()
+
+    class HalfBlind(WatchedStore):
+        def open(self, snapshot: str) -> StoredSnapshot:
+            if snapshot not in known:
+                raise StoreError("the vector store does not answer")
+            return super().open(snapshot)
+
+    @contextmanager
+    def open_half_blind(settings: Settings) -> Iterator[Backcast]:
+        with open_backcast(settings) as backcast:
+            yield replace(backcast, store=HalfBlind(backcast.store, lambda _: None))
+
+    monkeypatch.setattr("service.state.open_backcast", open_half_blind)
+    with client_of(home, poll_seconds=3600.0) as client:
+        operation = finished(client, promote(client, 2, expected_live=1))
+        assert operation["result"]["live_version"] == 2
+        assert client.get("/readyz").json()["live_version"] == 1
+    assert "after the promotion of version 2: the vector store does not answer" in caplog.text
+
+
+def test_superseded_snapshots_leave_the_store_when_their_grace_is_over(home: Home) -> None:
+    with client_of(home, grace_seconds=0.0, poll_seconds=3600.0) as client:
+        operation = finished(client, promote(client, 2, expected_live=1))
+        assert [f"{id}.0" for id in home.backcast.store.snapshots()] == [
+            operation["result"]["snapshot"]
+        ]
+
+
+def test_replica_follows_and_sweeps_by_itself(home: Home) -> None:
+    with client_of(home, grace_seconds=0.0, poll_seconds=0.01) as client:
+        snapshot = home.promote(2)
+        deadline = time.monotonic() + 30
+        while client.get("/readyz").json()[
+            "live_version"
+        ] != 2 or home.backcast.store.snapshots() != [snapshot]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_replicas_that_sweep_at_once_do_not_disturb_each_other(home: Home) -> None:
+    with ThreadPoolExecutor() as pool:
+        for version in (2, 1, 2, 1):
+            home.publish(version)
+            snapshot = home.promote(version, force=True, reason="to and fro")
+            sweeps = [pool.submit(sweep, home.backcast, timedelta(0)) for _ in range(4)]
+            assert sorted(map(len, (done.result() for done in sweeps)))[-1] >= 1
+            assert home.backcast.store.snapshots() == [snapshot]
+
+
+@pytest.mark.parametrize(
+    ("path", "refusal"),
+    [
+        ("/admin/operations/0f", (404, "unknown-operation")),
+        ("/admin/operations/%20", (422, "invalid-input")),
+        ("/admin/operations/" + "0" * 65, (422, "invalid-input")),
+    ],
+)
+def test_operations_that_are_none(client: TestClient, path: str, refusal: tuple[int, str]) -> None:
+    assert code_of(client.get(path)) == refusal
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/admin/versions/2/promote"),
+        ("GET", "/admin/operations/0f"),
+        ("GET", "/admin/deployments"),
+    ],
+)
+@pytest.mark.parametrize("reads", ["keyed", "open"])
+def test_administration_needs_an_admin_key(home: Home, method: str, path: str, reads: str) -> None:
+    with client_of(home, reads=reads) as client:
+        reader = bearer(secret_of(home, Scope.READ))
+        response = client.request(method, path, headers=reader, json={})
+        assert code_of(response) == (403, "forbidden")
+        assert response.json()["required_scope"] == "admin"
+        del client.headers["Authorization"]
+        assert code_of(client.request(method, path, json={})) == (401, "unauthorized")

@@ -1,0 +1,539 @@
+"""The ``backcast`` command, as a person and as a script meet it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from backcast.cli import app, main
+from backcast.registry import open_registry
+from backcast.settings import Settings
+from tests.support import build_home
+from tests.trainer_support import command, environment, synthetic, threads
+
+TINY = """\
+widths = [8, 10, 12]
+layers = [1, 2, 2]
+epochs = 4
+batch_size = 512
+learning_rate = 0.01
+evaluate_every = 2
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit status, and its two outputs."""
+
+    code: int | str | None
+    output: str
+    log: str
+
+
+class Shell:
+    """Runs ``backcast`` in this process, in a home of its own."""
+
+    def __init__(
+        self, home: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
+    ) -> None:
+        self.home = home
+        self._patch, self._capture = patch, capture
+
+    def __call__(self, *arguments: str, **variables: str) -> Result:
+        with self._patch.context() as patch:
+            for name, value in {"BACKCAST_HOME": str(self.home), **variables}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["backcast", *arguments])
+            self._capture.readouterr()
+            code: int | str | None = 0
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code
+            return Result(code, *self._capture.readouterr())
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(tmp_path / "home", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set folder of four interactions."""
+    folder = tmp_path_factory.mktemp("shop")
+    rows = "user_id,item_id,rating,timestamp\nu,i,5,100\nv,i,1,200\nu,j,3,300\nv,j,4,400\n"
+    (folder / "interactions.csv").write_text(rows)
+    run = subprocess.run(
+        command(
+            *("data", "csv", "--interactions", str(folder / "interactions.csv")),
+            *("--out", str(folder / "data")),
+        ),
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return str(folder / "data")
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def walk(group: Any, context: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every command that does something."""
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        if hasattr(found, "list_commands"):
+            yield from walk(found, context, (*path, name))
+        else:
+            yield (*path, name)
+
+
+ROOT: Any = get_command(app)
+COMMANDS = list(walk(ROOT, typer.Context(ROOT)))
+
+
+def found_command(path: Sequence[str]) -> Any:
+    found = ROOT
+    for name in path:
+        found = found.get_command(typer.Context(found), name)
+    return found
+
+
+def test_the_documented_commands_are_there() -> None:
+    documented = {
+        *(("demo",), ("train",), ("publish",), ("promote",), ("versions",), ("serve",), ("get",)),
+        *(("data", "synth"), ("data", "csv")),
+        *(("keys", "create"), ("keys", "revoke"), ("keys", "list")),
+        *(("db", "upgrade"), ("db", "check"), ("db", "downgrade")),
+    }
+    assert documented <= set(COMMANDS)
+    assert len(COMMANDS) == len(set(COMMANDS))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_shows_what_a_command_does_and_an_example(shell: Shell, path: tuple[str, ...]) -> None:
+    result = shell(*path, "--help", COLUMNS="200", TERMINAL_WIDTH="200")
+    assert (result.code, result.log) == (0, "")
+    assert f"backcast {' '.join(path)}" in result.output
+    assert "Example:" in result.output
+    assert len(found_command(path).help.splitlines()[0]) > 20
+    undescribed = [p.name for p in found_command(path).params if not getattr(p, "help", None)]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_the_example_can_be_typed(path: tuple[str, ...]) -> None:
+    example = found_command(path).epilog.partition("Example:")[2]
+    words = shlex.split(example.replace("\\\n", " "))
+    assert words[: len(path) + 1] == ["backcast", *path]
+    found_command(path).make_context(" ".join(path), words[len(path) + 1 :])  # refuses bad options
+
+
+@pytest.mark.parametrize("arguments", [(), ("data",), ("keys",), ("db",)], ids=" ".join)
+def test_a_group_alone_lists_its_commands(shell: Shell, arguments: tuple[str, ...]) -> None:
+    result = shell(*arguments)
+    expected = {path[len(arguments)] for path in COMMANDS if path[: len(arguments)] == arguments}
+    shown = set(re.findall(r"^│ (\w+) ", result.output + result.log, flags=re.MULTILINE))
+    assert expected <= shown
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+ERRORS = [
+    (("train", "--data", "absent", "--until", "0.5"), {}, "absent is not a data set folder"),
+    (("train", "--data", "DATA", "--until", "tomorrow"), {}, "'tomorrow' is no moment"),
+    (("train", "--data", "DATA", "--until", "0"), {}, "'0' is no moment"),
+    (("train", "--data", "DATA", "--until", "99"), {}, "'99' is before the first interaction"),
+    (("train", "--data", "DATA", "--until", "1", "--horizon", "x"), {}, "'x' is no moment"),
+    (("train", "--data", "DATA", "--until", "1"), {}, "no item attribute has a value on 5 items"),
+    (
+        ("train", "--data", "DATA", "--until", "1", "--protocol", "paper"),
+        {},
+        "protocol=paper selects on the edges after --until: give --horizon",
+    ),
+    (("train", "--data", "DATA", "--until", "1", "--parent", "4"), {}, "Version 4 does not exist"),
+    (
+        ("train", "--data", "DATA", "--until", "1", "--method", "magic"),
+        {},
+        "Method 'magic' is unknown; there is bc-aligner",
+    ),
+    (("train", "--data", "DATA", "--until", "1", "--preset", "huge"), {}, "Preset 'huge'"),
+    (("train", "--data", "DATA", "--until", "1", "--config", "no.toml"), {}, "no.toml cannot be"),
+    (("train", "--data", "DATA", "--until", "1", "--lambda", "-1"), {}, "alignment_weight"),
+    (("train", "--data", "DATA", "--until", "1", "--epochs", "0"), {}, "epochs"),
+    (("train", "--data", "DATA", "--until", "1", "--seed", "-1"), {}, "seed"),
+    (("train", "--data", "DATA", "--until", "1", "--device", "tpu"), {}, "device"),
+    (("publish", "7"), {}, "Version 7 does not exist"),
+    (("publish", "7", "--data", "DATA"), {}, "Version 7 does not exist"),
+    (("promote", "7"), {}, "Version 7 does not exist"),
+    (("promote", "7", "--dry-run"), {}, "Version 7 does not exist"),
+    (("keys", "revoke", "1a2b3c4d"), {}, "No consumer or key '1a2b3c4d'"),
+    (("keys", "create", "--consumer", "ranking", "--pin", "7"), {}, "Version 7 does not exist"),
+    (("keys", "create", "--consumer", " "), {}, "A consumer's name has 1 to 128 characters"),
+    (
+        ("keys", "create", "--consumer", "x", "--expires-in-days", "0"),
+        {},
+        "--expires-in-days is more than 0",
+    ),
+    (("db", "check"), {}, "The registry's schema is absent"),
+    (("data", "csv", "--interactions", "no.csv", "--out", "new"), {}, "no.csv does not exist"),
+    (("data", "synth", "--out", "new", "--users", "0"), {}, "users is 0; expected at least 1"),
+    (("data", "synth", "--out", "DATA"), {}, "already holds a data set"),
+    (("versions",), {"BACKCAST_MAX_BATCH": "many"}, "BACKCAST_MAX_BATCH='many'"),
+    (("versions",), {"BACKCAST_DEVICE": "tpu"}, "BACKCAST_DEVICE='tpu'"),
+    (("versions",), {"BACKCAST_DATABASE_URL": "nonsense"}, "BACKCAST_DATABASE_URL"),
+    (
+        ("train", "--data", "DATA", "--until", "1"),
+        {"BACKCAST_GRACE_SECONDS": "-1"},
+        "BACKCAST_GRACE_SECONDS='-1'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    ERRORS,
+    ids=[" ".join((*arguments, *variables)) for arguments, variables, _ in ERRORS],
+)
+def test_an_error_is_one_line_that_says_what_is_wrong(
+    shell: Shell, data: str, arguments: tuple[str, ...], variables: dict[str, str], message: str
+) -> None:
+    result = shell(*(data if word == "DATA" else word for word in arguments), **variables)
+    assert (result.code, result.output) == (1, "")
+    *progress, last = result.log.splitlines()
+    assert last.startswith("error: ")
+    assert message in last
+    assert all(line.startswith("promoting version") for line in progress)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (("train", "--until", "0.5"), "--data"),
+        (("nothing",), "nothing"),
+        (("publish", "x"), "'version'"),
+    ],
+    ids=["option", "command", "argument"],
+)
+def test_a_mistyped_command_ends_with_2(
+    shell: Shell, arguments: tuple[str, ...], missing: str
+) -> None:
+    result = shell(*arguments)
+    assert (result.code, result.output) == (2, "")
+    assert missing in result.log
+
+
+# --- what the core's commands print ---------------------------------------------------------------
+
+
+@pytest.fixture
+def published(shell: Shell) -> Shell:
+    """Versions 0, 1 and 2, of which 2 is trained on 0; all are published, 1 is live."""
+    with build_home(shell.home, dims=(4, 6, 8), parents=(None, 0, 0), live=1):
+        return shell
+
+
+def test_versions_for_a_script(published: Shell) -> None:
+    listed = json.loads(published("versions", "--json").output)
+    assert listed["live_version"] == 1
+    facts = ("number", "parent", "state", "dim", "on_live_chain")
+    assert [tuple(v[fact] for fact in facts) for v in listed["versions"]] == [
+        (0, None, "superseded", 4, True),
+        (1, 0, "live", 6, True),
+        (2, 0, "registered", 8, False),
+    ]
+
+
+def test_versions_for_a_person(published: Shell) -> None:
+    lines = published("versions").output.splitlines()
+    cells = [re.split(r"\s*[│┃]\s*", line)[1:6] for line in lines if line.startswith(("│", "┃"))]
+    assert cells == [
+        ["version", "state", "dim", "parent", "method"],
+        ["0", "superseded", "4", "-", "bc-aligner"],
+        ["1", "live", "6", "0", "bc-aligner"],
+        ["2", "registered", "8", "0", "bc-aligner"],
+    ]
+
+
+def test_no_version_yet_says_how_to_begin(shell: Shell) -> None:
+    result = shell("versions")
+    assert result.code == 0
+    assert "backcast train" in result.output
+    assert json.loads(shell("versions", "--json").output) == {"live_version": None, "versions": []}
+
+
+def test_training_and_publishing_for_a_person(shell: Shell) -> None:
+    dataset = synthetic(shell.home.parent / "shop")
+    (shell.home.parent / "tiny.toml").write_text(TINY)
+    start = ("train", "--data", "shop", "--config", "tiny.toml")
+    with threads(1):
+        first = shell(*start, "--until", "0.5")
+        second = shell(*start, "--until", "0.6", "--horizon", "0.7", "--lambda", "4")
+        snapshot = shell("publish", "1", "--until", "0.6")
+    assert [result.code for result in (first, second, snapshot)] == [0, 0, 0]
+
+    assert "Version 0 is registered: 8 dimensions\n" in first.output
+    assert first.output.endswith("Next: backcast publish 0, then backcast promote 0\n")
+    assert metrics_in(first) == {"selected_epoch", "selection_recall_at_50", "seconds"}
+    assert "Version 1 is registered: 10 dimensions, compatible with version 0\n" in second.output
+    aligned = {"recall_at_50", "alignment_error", "parent_norm"}
+    assert metrics_in(second) == metrics_in(first) | aligned
+    with open_registry(Settings.load(home=shell.home)) as registry:
+        version, published = registry.versions.get(1), registry.snapshots.latest(1)
+    assert f"│ recall_at_50           │ {version.details['metrics']['recall_at_50']:.4f} " in (
+        second.output
+    )
+    assert version.details["config"]["alignment_weight"] == 4.0
+
+    epoch = r"epoch \d+/4 loss \d+\.\d{4}"
+    for log, words in ((first.log, ""), (second.log, r" · alignment \d+\.\d{4}")):
+        best = r"( · best Recall@50 0\.\d{4})?"
+        assert all(re.fullmatch(epoch + words + best, line) for line in log.splitlines()), log
+        assert log.splitlines()[-1].startswith("epoch 4/4 ")
+
+    users, items = dataset.users_known(version.until), dataset.items_known(version.until)
+    assert published is not None
+    assert snapshot.output == (
+        f"Snapshot {published.id} of version 1: {users} users, {items} items, 10 dimensions.\n"
+        "Next: backcast promote 1\n"
+    )
+
+
+def metrics_in(result: Result) -> set[str]:
+    """Return the names in the first column of the table that was printed."""
+    return set(re.findall(r"^│ (\w+) ", result.output, flags=re.MULTILINE))
+
+
+def test_a_dry_run_that_fails_says_which_gate_and_ends_with_1(published: Shell) -> None:
+    result = published("promote", "2", "--dry-run", "--json")
+    plan = json.loads(result.output)
+    assert result.code == 1
+    assert {gate["name"]: gate["passed"] for gate in plan["gates"]} == {
+        "lineage": False,
+        "maps": True,
+        "snapshot": True,
+    }
+    assert (plan["passed"], plan["live_version"], plan["servable_versions"]) == (False, 1, [0, 2])
+    shown = published("promote", "2", "--dry-run")
+    assert shown.code == 1
+    assert re.search(r"lineage\s+│ FAILED │ chain 2 → 0; live version 1 is not on", shown.output)
+
+
+def test_a_promotion_that_loses_versions_needs_force_and_a_reason(published: Shell) -> None:
+    for arguments, message in (
+        ((), "gate lineage"),
+        (("--force",), "A forced promotion needs a reason"),
+        (("--expected-live", "0"), "Version 0 was expected to be live, version 1 is"),
+    ):
+        refused = published("promote", "2", *arguments)
+        assert (refused.code, refused.output) == (1, "")
+        assert message in refused.log.splitlines()[-1]
+    assert json.loads(published("versions", "--json").output)["live_version"] == 1
+    forced = published("promote", "2", "--force", "--reason", "version 1 is bad")
+    assert forced.code == 0
+    assert forced.output.startswith("Version 2 is live, from snapshot v2-")
+    states = json.loads(published("versions", "--json").output)["versions"]
+    assert [v["state"] for v in states] == ["superseded", "rolled_back", "live"]
+
+
+def test_keys_for_a_person(published: Shell) -> None:
+    secret = published("keys", "create", "--consumer", "ranking", "--pin", "0").output
+    assert re.fullmatch(r"bc_[0-9a-f]{8}_\S{40,}\n", secret)
+    prefix = secret.split("_")[1]
+    assert re.search(rf"{prefix} │ ranking\s+│ read\s+│\s+0 │ in force", listed_keys(published))
+    assert published("keys", "revoke", prefix).output == f"Key {prefix} is revoked.\n"
+    assert re.search(rf"{prefix} │ ranking\s+│ read\s+│\s+0 │ revoked", listed_keys(published))
+    assert secret.strip() not in listed_keys(published)
+
+
+def listed_keys(shell: Shell) -> str:
+    return shell("keys", "list").output
+
+
+def test_schema_commands(shell: Shell) -> None:
+    url = f"sqlite:///{shell.home}/registry.db"
+    upgraded = shell("db", "upgrade", BACKCAST_DATABASE_URL=url)
+    checked = shell("db", "check", BACKCAST_DATABASE_URL=url)
+    assert (upgraded.code, checked.code) == (0, 0)
+    assert upgraded.output == checked.output
+    assert re.fullmatch(r"The registry's schema is at \w+\.\n", checked.output)
+    dropped = shell("db", "downgrade", "base", BACKCAST_DATABASE_URL=url)
+    assert (dropped.code, dropped.output) == (0, "The registry's schema is at base.\n")
+    assert shell("db", "check", BACKCAST_DATABASE_URL=url).code == 1
+
+
+# --- the whole way, as a person goes it -----------------------------------------------------------
+
+
+class Terminal:
+    """Runs the console script in a process each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str) -> str:
+        run = subprocess.run(
+            command(*arguments),
+            env=environment(self.folder / "home"),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+def test_from_data_to_a_live_version(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    backcast = Terminal(tmp_path)
+    sizes = ("--users", "120", "--items", "60", "--interactions", "1500")
+    made = backcast.json("data", "synth", "--out", "shop", *sizes)
+    assert made["counts"]["interactions"] == 1500
+
+    schedule = ("--config", "tiny.toml", "--seed", "3")
+    trained = backcast.json(
+        "train", "--data", "shop", "--until", "0.6", "--horizon", "0.7", *schedule
+    )
+    assert (trained["version"], trained["parent"], trained["dim"]) == (0, None, 8)
+    assert (trained["config"]["seed"], trained["config"]["epochs"]) == (3, 4)
+    assert 0 < trained["metrics"]["recall_at_50"] <= 1
+
+    snapshot = backcast.json("publish", "0", "--until", "0.8")
+    assert (snapshot["version"], snapshot["dim"]) == (0, 8)
+    assert snapshot["counts"]["user"] <= 120
+    assert snapshot["counts"]["item"] <= 60
+
+    plan = backcast.json("promote", "0", "--dry-run")
+    assert (plan["passed"], plan["snapshot"], plan["servable_versions"]) == (
+        True,
+        snapshot["id"],
+        [0],
+    )
+    settings = Settings.load(home=tmp_path / "home")
+    with open_registry(settings) as registry:
+        assert registry.deployments.live() is None
+
+    live = backcast.json("promote", "0")
+    assert (live["version"], live["snapshot"]) == (0, snapshot["id"])
+    listed = backcast.json("versions")
+    assert (listed["live_version"], listed["versions"][0]["state"]) == (0, "live")
+
+    key = backcast.json("keys", "create", "--consumer", "ranking", "--pin", "0")
+    assert key["key"].startswith(f"bc_{key['prefix']}_")
+    backcast("keys", "revoke", key["prefix"])
+    (kept,) = backcast.json("keys", "list")
+    assert (kept["prefix"], kept["consumer"], kept["pin"]) == (key["prefix"], "ranking", 0)
+    assert kept["state"] == "revoked"
+    assert key["key"] not in json.dumps(kept)
+
+
+# --- without the applications, and without torch --------------------------------------------------
+
+RUN_WITHOUT = """
+import contextlib, io, json, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+HIDDEN, calls = map(json.loads, sys.argv[1:])
+sys.meta_path.insert(0, Hidden())
+from backcast.cli import main
+
+results = []
+for arguments in calls:
+    sys.argv = ["backcast", *arguments]
+    output, log, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(log):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    results.append([code, output.getvalue(), log.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def run_without(modules: Sequence[str], home: Path, calls: Sequence[Sequence[str]]) -> list[Result]:
+    """Run some commands where ``modules`` cannot be imported."""
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT, json.dumps(modules), json.dumps(calls)],
+        env=environment(home, COLUMNS="200"),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [Result(*result) for result in json.loads(run.stdout)]
+
+
+def test_commands_of_an_absent_application_say_what_to_install(tmp_path: Path) -> None:
+    calls = {
+        "train": ("train", "--data", "shop", "--until", "0.5"),
+        "publish": ("publish", "1"),
+        "data": ("data", "synth", "--out", "shop"),
+        "demo": ("demo", "--help"),
+        "serve": ("serve", "--port", "8000"),
+    }
+    others = [("--help",), ("versions",), ("keys", "list", "--json")]
+    results = run_without(["trainer", "service"], tmp_path, [*calls.values(), *others])
+    extras = ["train", "train", "train", "train", "service"]
+    for name, extra, result in zip(calls, extras, results[: len(calls)], strict=True):
+        assert (result.code, result.output) == (1, "")
+        assert re.fullmatch(rf"error: `backcast {name}` needs .+\n", result.log)
+        assert f"pip install -e '.[{extra}]'" in result.log
+    overview, versions, keys = results[len(calls) :]
+    assert (overview.code, versions.code, keys.code) == (0, 0, 0)
+    for name in calls:
+        assert re.search(rf"│ {name}\s+Not installed: needs a checkout", overview.output)
+    assert json.loads(keys.output) == []
+
+
+def test_commands_without_their_packages_say_what_to_install(tmp_path: Path, data: str) -> None:
+    needs = {
+        ("train", "--data", data, "--until", "0.5"): ("torch", "train"),
+        ("publish", "0", "--data", data): ("torch", "train"),
+        ("serve",): ("uvicorn", "service"),
+    }
+    results = run_without(["torch", "uvicorn"], tmp_path, list(needs))
+    for (package, extra), result in zip(needs.values(), results, strict=True):
+        assert (result.code, result.output) == (1, "")
+        wanted = rf"error: .* the package {package}: pip install '.*\[{extra}\]'\.\n"
+        assert re.fullmatch(wanted, result.log), result.log
+
+
+def test_what_needs_no_package_works_without_it(tmp_path: Path) -> None:
+    calls = [("--help",), ("train", "--help"), ("versions",), ("data", "synth", "--help")]
+    for result in run_without(["torch", "uvicorn"], tmp_path, calls):
+        assert (result.code, result.log) == (0, "")
+
+
+@pytest.mark.parametrize("module", ["backcast", "backcast.cli", "backcast.cli.commands"])
+def test_the_core_needs_neither_torch_nor_a_web_framework(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(run.stdout)}
+    heavy = {"torch", "torch_geometric", "fastapi", "starlette", "uvicorn", "trainer", "service"}
+    assert loaded & heavy == set()
+    assert "backcast" in loaded

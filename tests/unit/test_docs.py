@@ -1,0 +1,65 @@
+"""What the documents say of settings, errors and files is what the code says."""
+
+import re
+
+import pytest
+
+from backcast.errors import BackcastError
+from backcast.settings import Settings
+from service.problems import status_of
+from tests.e2e.documents import ROOT
+from trainer.config import TrainConfig
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
+    rows = _rows("docs/settings.md")
+    expected = [
+        [f"`BACKCAST_{name.upper()}`", _shown(field.default), field.description]
+        for name, field in Settings.model_fields.items()
+    ]
+    assert rows == expected
+
+
+def test_every_training_setting_is_documented_with_both_presets() -> None:
+    rows = {row[0].strip("`"): row[1:3] for row in _rows("docs/training.md")}
+    small, paper = TrainConfig.load("small"), TrainConfig.load("paper")
+    assert list(rows) == list(TrainConfig.model_fields)
+    for name, shown in rows.items():
+        assert shown == [_plain(getattr(small, name)), _plain(getattr(paper, name))], name
+
+
+def test_every_error_is_documented_with_its_status() -> None:
+    rows = {row[0].strip("`"): int(row[1]) for row in _rows("docs/http.md") if row[1].isdigit()}
+    assert rows == {c.code: int(status_of(c)) for c in _family(BackcastError)[1:]}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(document: object) -> None:
+    path = ROOT / str(document)
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def _rows(document: str) -> list[list[str]]:
+    """Return the cells of all table rows that begin with a code span."""
+    lines = (ROOT / document).read_text().splitlines()
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+        if line.startswith("| `")
+    ]
+
+
+def _shown(default: object) -> str:
+    return "" if default in ("", None) else f"`{default}`"
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _family(cls: type[BackcastError]) -> list[type[BackcastError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _family(child))]

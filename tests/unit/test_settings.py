@@ -1,0 +1,96 @@
+"""Each setting is one environment variable, and a bad one is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from backcast.errors import ConfigError
+from backcast.settings import Settings
+
+# field → (text of the variable, value read); none of them is a default
+SET: dict[str, tuple[str, Any]] = {
+    "home": ("/srv/backcast", Path("/srv/backcast")),
+    "database_url": ("postgresql+psycopg://db/registry", "postgresql+psycopg://db/registry"),
+    "artifacts_url": ("s3://bucket/backcast", "s3://bucket/backcast"),
+    "store_url": ("rediss://cache:6380/2", "rediss://cache:6380/2"),
+    "device": ("cuda", "cuda"),
+    "max_batch": ("77", 77),
+    "reads": ("open", "open"),
+    "grace_seconds": ("1.5", 1.5),
+    "poll_seconds": ("0.25", 0.25),
+    "key_cache_seconds": ("0", 0.0),
+    "url": ("https://vectors.example", "https://vectors.example"),
+    "key": ("bc_0011_secret", SecretStr("bc_0011_secret")),
+}
+
+
+def test_every_setting_is_tried_here() -> None:
+    assert SET.keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("field", SET)
+def test_variable_sets_the_field(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, value = SET[field]
+    assert getattr(Settings.load(), field) != value
+    monkeypatch.setenv(f"BACKCAST_{field.upper()}", text)
+    assert getattr(Settings.load(), field) == value
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("BACKCAST_DEVICE", "tpu"),
+        ("BACKCAST_MAX_BATCH", "many"),
+        ("BACKCAST_MAX_BATCH", "0"),
+        ("BACKCAST_MAX_BATCH", "1000001"),
+        ("BACKCAST_READS", "closed"),
+        ("BACKCAST_GRACE_SECONDS", "-1"),
+        ("BACKCAST_POLL_SECONDS", "0"),
+        ("BACKCAST_KEY_CACHE_SECONDS", "-0.5"),
+    ],
+)
+def test_bad_value_names_its_variable(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    assert caught.value.data == {"variable": variable}
+    assert caught.value.message.startswith(f"{variable}={text!r}: ")
+
+
+def test_override_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKCAST_MAX_BATCH", "5")
+    assert Settings.load(max_batch=6).max_batch == 6
+
+
+def test_defaults_lie_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load(home="kept")
+    assert settings.registry_url == f"sqlite:///{tmp_path}/kept/registry.db"
+    assert settings.artifacts_root == f"{tmp_path}/kept/artifacts"
+    assert settings.vector_store_url == f"embedded:{tmp_path}/kept/store"
+
+
+def test_named_places_win_over_home() -> None:
+    settings = Settings.load(
+        database_url="postgresql://db", artifacts_url="s3://b", store_url="embedded:/fast/disk"
+    )
+    assert settings.registry_url == "postgresql://db"
+    assert settings.artifacts_root == "s3://b"
+    assert settings.vector_store_url == "embedded:/fast/disk"
+
+
+def test_key_is_not_shown() -> None:
+    assert "s3cret" not in repr(Settings.load(key="s3cret"))
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings.load().max_batch = 1

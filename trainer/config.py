@@ -1,0 +1,92 @@
+"""What a training run is told. The edge: files and flags become one frozen object."""
+
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from backcast.errors import ConfigError
+
+
+class Protocol(StrEnum):
+    """How data is split; see ``trainer.split``."""
+
+    STRICT = "strict"
+    PAPER = "paper"
+
+
+class TrainConfig(BaseModel):
+    """How to train one version.
+
+    ``widths`` and ``layers`` are schedules: version k takes entry k, and the last one repeats.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    widths: tuple[PositiveInt, ...] = Field(default=(32, 40, 48, 56, 64), min_length=1)
+    layers: tuple[PositiveInt, ...] = Field(default=(2, 2, 3, 3, 3), min_length=1)
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 4096
+    learning_rate: float = Field(default=0.001, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    alignment_weight: float = Field(default=16.0, ge=0)
+    """λ of the joint objective."""
+    protocol: Protocol = Protocol.STRICT
+    evaluate_every: PositiveInt = 10
+    first_selected_epoch: PositiveInt = 50
+    """Joint methods: epochs before this one are not selected, for their map is not fitted yet.
+    Never later than half of ``epochs``."""
+    min_value_count: PositiveInt = 5
+    """Attribute values on fewer items are left out of the vocabulary."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def width(self, version: int) -> int:
+        """Return D_k of version k."""
+        return self.widths[min(version, len(self.widths) - 1)]
+
+    def depth(self, version: int) -> int:
+        """Return the number of GraphSAGE layers of version k."""
+        return self.layers[min(version, len(self.layers) - 1)]
+
+    @classmethod
+    def load(cls, preset: str = "small", file: Path | None = None, **overrides: Any) -> Self:
+        """Combine a preset, a TOML file of the same keys, and overrides that are not None.
+
+        Raises:
+            ConfigError: the preset is unknown, the file unreadable, a key unknown or out of range.
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"Preset {preset!r} is unknown; there are {', '.join(PRESETS)}.")
+        given = {key: value for key, value in overrides.items() if value is not None}
+        try:
+            return cls(**{**PRESETS[preset], **_read_toml(file), **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"Training setting {key}: {first['msg']}. "
+                f"The settings are {', '.join(cls.model_fields)}."
+            ) from error
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "paper": {
+        "widths": (256, 320, 384, 448, 512),
+        "epochs": 500,
+        "batch_size": 2048,
+    },
+}
+"""``small`` fits two CPU cores; ``paper`` is the published schedule of the smaller data sets."""
+
+
+def _read_toml(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as TOML: {error}.") from error
