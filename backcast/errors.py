@@ -59,6 +59,10 @@ class BackcastError(Exception):
         BackcastError.__init__(error, message, **data)
         return error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by message and data: each class has an ``__init__`` of its own."""
+        return type(self).rebuild, (self.message, self.data)
+
     @staticmethod
     def by_code(code: str) -> "type[BackcastError] | None":
         """Return the class with this ``code``, or None."""

@@ -195,6 +195,8 @@ def find_candidate(
         raise PromotionConflict(f"Version {version} is live already.", current_version=version)
     if known.state is VersionState.RETIRED:
         raise VersionRetired(version, ())
+    if known.state is VersionState.REJECTED:
+        raise Conflict(f"Version {version} was rejected and cannot be promoted.", version=version)
     snapshot = backcast.registry.snapshots.latest(version)
     if snapshot is None:
         raise NothingPublished(version)

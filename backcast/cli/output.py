@@ -21,8 +21,9 @@ class Advance(Protocol):
 
 
 def say(text: str) -> None:
-    """Print one line for a person."""
-    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+    """Print one line, as it is."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def print_json(data: object) -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
 
 from backcast.errors import RegistryError
 
@@ -41,7 +41,11 @@ class Database:
 def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError) as error:
+        # The bare class is what SQLite raises for a file that is no database; its other
+        # subclasses, such as IntegrityError, tell of a statement and are the caller's.
+        if type(error) not in {DatabaseError, OperationalError, InterfaceError}:
+            raise
         reason = str(error.orig).strip().partition("\n")[0]
         where = engine.url.render_as_string(hide_password=True)
         raise RegistryError(f"The registry {where} does not answer: {reason}.") from error

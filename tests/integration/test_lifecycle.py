@@ -315,6 +315,12 @@ class TestExpectations:
         plan = plan_promotion(home.backcast, 2)
         assert plan.servable == (0, 2)
 
+    def test_rejected_version(self, home: Home) -> None:
+        with engine_of(home.backcast).begin() as connection:
+            set_state(connection, [1], VersionState.REJECTED)
+        with pytest.raises(Conflict, match="Version 1 was rejected"):
+            home.promote(1)
+
 
 def test_one_of_two_promotions_at_once_wins(home: Home) -> None:
     home.register(5, parent=0)

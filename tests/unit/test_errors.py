@@ -1,6 +1,7 @@
 """The error tree is what its drawing says, and every error survives the wire."""
 
 import json
+import pickle
 
 import pytest
 
@@ -101,6 +102,13 @@ def test_error_survives_the_wire(error: BackcastError) -> None:
     assert type(again) is type(error)
     assert (again.message, again.data) == (error.message, error.data)
     assert str(again) == str(error) == error.message
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_error_survives_a_process_boundary(error: BackcastError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (again.message, again.data, str(again)) == (error.message, error.data, str(error))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,14 @@ def test_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         open_registry(Settings(home=tmp_path))
 
 
+def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_text("not a database" * 100)
+    with pytest.raises(
+        RegistryError, match=r"registry\.db does not answer: file is not a database"
+    ):
+        open_registry(Settings(home=tmp_path))
+
+
 def test_broken_transaction_writes_nothing(tmp_path: Path) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/registry.db")
     database = Database(engine)

@@ -340,17 +340,13 @@ def test_only_vectors_in_memory_of_this_host_are_at_hand(home: Home) -> None:
     assert not engine_of(home, elsewhere).current().at_hand
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_absent_device_is_refused(home: Home) -> None:
-    backcast = home.backcast
-    with pytest.raises(ConfigError, match="cuda"):
-        Engine(backcast.registry, backcast.artifacts, backcast.store, "cuda")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_arithmetic_on_cuda(home: Home) -> None:
-    backcast = home.backcast
-    engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cuda")
+def test_cuda_is_used_where_it_is_and_refused_where_it_is_not(home: Home) -> None:
+    parts = (home.backcast.registry, home.backcast.artifacts, home.backcast.store)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="cuda"):
+            Engine(*parts, "cuda")
+        return
+    engine = Engine(*parts, "cuda")
     engine.refresh()
     ids = home.ids(version=2)
     for target in range(3):
