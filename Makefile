@@ -49,10 +49,13 @@ $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --n
 
 endef
 
+# The lock files are complete, so nothing is resolved; torch and what only its build needs come last.
+PIP := $(BIN)/pip install -q --disable-pip-version-check
 define install
-$(BIN)/pip install -q --disable-pip-version-check --require-hashes $(foreach file,$(1),-r requirements/$(file).txt)
-$(BIN)/pip install -q --disable-pip-version-check -r requirements/torch.txt
-$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+$(PIP) --no-deps --require-hashes $(foreach file,$(1),-r requirements/$(file).txt)
+$(PIP) -r requirements/torch.txt
+$(PIP) --no-deps --no-build-isolation -e .
+$(BIN)/pip check --disable-pip-version-check
 touch $@
 endef
 
