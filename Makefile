@@ -29,8 +29,9 @@ format: .venv/installed-dev  ## Put the code into shape
 	$(BIN)/ruff format .
 
 lock: .venv/installed-dev  ## Resolve the lock files of requirements/ anew, one per extra
-	$(call compile,,core)
-	$(foreach extra,$(EXTRAS),$(call compile,--extra $(extra) requirements/torch-needs.in,$(extra)))
+	$(call compile,requirements/build.in,build)
+	$(call compile,pyproject.toml,core)
+	$(foreach extra,$(EXTRAS),$(call compile,--extra $(extra) pyproject.toml requirements/torch-needs.in,$(extra)))
 
 picture: .venv/installed-dev  ## Draw the README's picture
 	$(BIN)/python docs/draw_idea.py docs/idea.svg
@@ -45,14 +46,14 @@ clean:  ## Remove what the targets made
 define compile
 $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	--override requirements/without-torch.txt --no-emit-package torch \
-	pyproject.toml $(1) -o requirements/$(2).txt
+	$(1) -o requirements/$(2).txt
 
 endef
 
 # The lock files are complete, so nothing is resolved; torch and what only its build needs come last.
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 define install
-$(PIP) --no-deps --require-hashes $(foreach file,$(1),-r requirements/$(file).txt)
+$(PIP) --no-deps --require-hashes $(foreach file,build $(1),-r requirements/$(file).txt)
 $(PIP) -r requirements/torch.txt
 $(PIP) --no-deps --no-build-isolation -e .
 $(BIN)/pip check --disable-pip-version-check
