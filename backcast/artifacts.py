@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from backcast.errors import (
     ArtifactCorrupt,
+    ArtifactError,
     ArtifactMissing,
     ArtifactUnwritable,
     ConfigError,
@@ -138,6 +139,9 @@ class Artifacts:
             file = self._fs.open(self._path(folder, name), "rb")
         except FileNotFoundError as error:
             raise ArtifactMissing(self.url(folder, name)) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ArtifactError(f"{self.url(folder, name)} cannot be read: {reason}.") from error
         with file:
             yield file
 

@@ -139,7 +139,7 @@ class Client:
         self.close()
 
     def get(
-        self, id: str, version: VersionName, entity: Entity | str = Entity.ITEM
+        self, id: str, version: VersionName = None, entity: Entity | str = Entity.ITEM
     ) -> NDArray[np.float32]:
         """Return the vector of one id: (D_j,) float32.
 
@@ -160,7 +160,7 @@ class Client:
         return _read_raw(response)
 
     def get_many(
-        self, ids: Sequence[str], version: VersionName, entity: Entity | str = Entity.ITEM
+        self, ids: Sequence[str], version: VersionName = None, entity: Entity | str = Entity.ITEM
     ) -> Embeddings:
         """Return the vectors of many ids, all from one snapshot; order and duplicates kept.
 
@@ -229,6 +229,7 @@ class Client:
                 self._chunk = _smaller(self._chunk, error)
                 continue
             batches.append(batch)
+            version = batch.version  # a pin that moves meanwhile must not change it half-way
             done += len(batch.ids)
         return _joined(batches)
 

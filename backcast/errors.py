@@ -11,7 +11,7 @@ BackcastError
 │   ├── UnknownId
 │   ├── UnknownOperation
 │   ├── UnknownSnapshot
-│   └── UnknownConsumer
+│   └── UnknownKey
 ├── Conflict
 │   ├── VersionNotPromoted        registered, but newer than what is live
 │   ├── VersionOffChain           not an ancestor of the live version
@@ -173,13 +173,15 @@ class UnknownSnapshot(NotFound):
         super().__init__(f"No snapshot {snapshot!r}.", snapshot=snapshot)
 
 
-class UnknownConsumer(NotFound):
-    """No consumer or key has this name."""
+class UnknownKey(NotFound):
+    """No key has this prefix."""
 
-    code = "unknown-consumer"
+    code = "unknown-key"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"No consumer or key {name!r}.", name=name)
+    def __init__(self, prefix: str) -> None:
+        super().__init__(
+            f"No key has the prefix {prefix!r}; `backcast keys list` shows them.", prefix=prefix
+        )
 
 
 class Conflict(BackcastError):
@@ -276,7 +278,7 @@ class Forbidden(BackcastError):
     code = "forbidden"
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"This needs a key with scope {scope!r}.", required_scope=scope)
+        super().__init__(f"This needs a key with scope {scope}.", required_scope=scope)
 
 
 class NotReady(BackcastError):

@@ -191,8 +191,6 @@ def find_candidate(
     if known is None:
         raise UnknownVersion(version)
     _demand_expected(expected_live, catalog.live)
-    if catalog.live is not None and catalog.live.version == version:
-        raise PromotionConflict(f"Version {version} is live already.", current_version=version)
     if known.state is VersionState.RETIRED:
         raise VersionRetired(version, ())
     if known.state is VersionState.REJECTED:
@@ -200,6 +198,11 @@ def find_candidate(
     snapshot = backcast.registry.snapshots.latest(version)
     if snapshot is None:
         raise NothingPublished(version)
+    if catalog.live is not None and catalog.live.snapshot == snapshot.id:
+        raise PromotionConflict(
+            f"Version {version} is live already, with its newest snapshot {snapshot.id}.",
+            current_version=version,
+        )
     return Candidate(version, snapshot, catalog)
 
 
@@ -237,20 +240,24 @@ def promote(
 ) -> Live:
     """Load the newest snapshot of ``version`` into the store and make it live, in one switch.
 
+    Where ``version`` is live already, a newer snapshot of it takes the old one's place.
+
     ``force`` overrides failed gates of lineage only, and needs a ``reason``: maps or snapshots
     that are not what was registered are never served.
 
     Raises:
         Conflict: a gate failed, or another version went live meanwhile. The old one stays live.
     """
+    if force and not reason:
+        raise InvalidInput("A forced promotion needs a reason.")
     report("check", 0.0)
     plan = plan_promotion(backcast, version, expected_live=expected_live)
-    _demand(plan, force=force, reason=reason)
+    _demand(plan, force=force)
     report("load", 0.2)
     load_snapshot(backcast, plan.snapshot)
     report("switch", 0.9)
     switch = Switch(
-        kind="promote",
+        kind="refresh" if plan.live and plan.live.version == version else "promote",
         seen=plan.live,
         version=version,
         snapshot=plan.snapshot,
@@ -273,18 +280,15 @@ def load_snapshot(backcast: Backcast, snapshot: str) -> None:
 def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
     """Delete snapshots superseded longer than ``grace`` ago from store and artifacts.
 
-    Returns their ids. The row is committed last, so that the next call finishes what a kill cut
-    short; until then the snapshot cannot go live.
+    Returns their ids. They are condemned first and noted as deleted last, so that a kill half-way
+    is finished by the next call, and no transaction is open while files are deleted.
     """
-    moment = utc_now() - grace
-    gone = []
-    for snapshot in backcast.registry.snapshots.superseded_before(moment):
-        with backcast.registry.snapshots.deleting(snapshot.id, moment) as superseded:
-            if superseded:
-                backcast.store.drop(snapshot.id)
-                backcast.artifacts.delete(snapshot.folder)
-                gone.append(snapshot.id)
-    return gone
+    condemned = backcast.registry.snapshots.condemn(utc_now() - grace)
+    for snapshot in condemned:
+        backcast.store.drop(snapshot.id)
+        backcast.artifacts.delete(snapshot.folder)
+        backcast.registry.snapshots.mark_deleted(snapshot.id)
+    return [snapshot.id for snapshot in condemned]
 
 
 def _lineage_gate(chain: list[int], live: Live | None) -> Gate:
@@ -313,16 +317,15 @@ def _snapshot_gate(backcast: Backcast, snapshot: SnapshotRecord) -> Gate:
     return Gate("snapshot", True, f"{rows} finite vectors of dim {snapshot.dim}, digests match")
 
 
-def _demand(plan: Plan, *, force: bool, reason: str | None) -> None:
-    if force and not reason:
-        raise Conflict("A forced promotion needs a reason.")
+def _demand(plan: Plan, *, force: bool) -> None:
     failed = [gate for gate in plan.gates if not gate.passed]
     blocking = [gate for gate in failed if not force or gate.name != "lineage"]
+    gates = {gate.name: gate for gate in plan.gates}
     if blocking:
         raise Conflict(
             f"Version {plan.version} is not promoted: "
             + "; ".join(f"gate {gate.name}: {gate.finding}" for gate in blocking)
-            + ".",
+            + (". Force, with a reason, overrides it." if blocking == [gates["lineage"]] else "."),
             gates=[asdict(gate) for gate in plan.gates],
         )
 

@@ -1,5 +1,7 @@
 """Settings, read from the environment (prefix ``BACKCAST_``) once, at the edge."""
 
+import difflib
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -43,16 +45,19 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         default=3600.0,
         ge=0,
+        le=31_536_000,
         description="How long a superseded snapshot stays in the store after a promotion.",
     )
     poll_seconds: float = Field(
         default=1.0,
         gt=0,
+        le=3600,
         description="How often a replica looks whether another version went live.",
     )
     key_cache_seconds: float = Field(
         default=5.0,
         ge=0,
+        le=3600,
         description="How long a replica trusts a key it has seen; a revocation takes effect "
         "everywhere within this time.",
     )
@@ -89,3 +94,17 @@ class Settings(BaseSettings):
         if self.store_url == "embedded:":
             return f"embedded:{self.home.absolute() / 'store'}"
         return self.store_url
+
+
+def check_environment() -> None:
+    """Raise ConfigError for a BACKCAST_ variable that no setting reads: it is misspelt.
+
+    ``BACKCAST_TEST_`` is left to the tests.
+    """
+    known = [f"BACKCAST_{name.upper()}" for name in Settings.model_fields]
+    for variable in os.environ:
+        ours = variable.startswith("BACKCAST_") and not variable.startswith("BACKCAST_TEST_")
+        if ours and variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(known)}."
+            raise ConfigError(f"{variable} is no setting. {hint}", variable=variable)

@@ -99,7 +99,10 @@ class Transform:
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """One immutable set of all ver-k vectors, as the registry knows it."""
+    """One immutable set of all ver-k vectors, as the registry knows it.
+
+    A superseded snapshot can go live again until it is condemned; then its files are deleted.
+    """
 
     id: str
     version: int
@@ -110,6 +113,7 @@ class SnapshotRecord:
     head: int
     created_at: datetime
     superseded_at: datetime | None = None
+    condemned_at: datetime | None = None
     deleted_at: datetime | None = None
 
 

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backcast.settings import Settings
+from backcast.settings import Settings, check_environment
 from backcast.vectors import MAX_ID_BYTES
 from service import problems
 from service.declarations import component_schemas
@@ -54,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def from_environment() -> FastAPI:
     """Return the application that the environment's settings describe, as uvicorn's factory."""
+    check_environment()
     return create_app(Settings.load())
 
 

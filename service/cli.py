@@ -78,4 +78,5 @@ def logging_config() -> dict[str, Any]:
         "formatters": {"line": {"format": line}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
+        "loggers": {"alembic": {"level": "WARNING"}},
     }

@@ -21,8 +21,10 @@ _VERSION_DESCRIPTION = (
     "Without one the consumer's pin is taken; without a pin the answer is 422."
 )
 
-VersionName = Annotated[int, Field(ge=0)] | Literal["live"]
-StrictVersionName = Annotated[StrictInt, Field(ge=0)] | Literal["live"]
+LARGEST_VERSION = 2**31 - 1
+
+VersionName = Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
+StrictVersionName = Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
 
 
 class Document(BaseModel):
@@ -148,7 +150,7 @@ class PromotionRequest(RequestDocument):
         json_schema_extra={"examples": [{"expected_live": 2, "dry_run": False}]}
     )
 
-    expected_live: Annotated[StrictInt, Field(ge=0)] | None = Field(
+    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] | None = Field(
         default=None,
         description="The version that the caller saw live, null for none. Required unless "
         "`dry_run`: a promotion rests on what was seen.",

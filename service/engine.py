@@ -278,4 +278,4 @@ class Engine:
         if snapshot is not None:
             known.pop(snapshot.live.snapshot, None)
         snapshots = self._registry.snapshots
-        return {id: kept for id, kept in known.items() if snapshots.get(id).deleted_at is None}
+        return {id: kept for id, kept in known.items() if snapshots.get(id).condemned_at is None}

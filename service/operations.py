@@ -80,13 +80,15 @@ class Operator:
         operations = self._backcast.registry.operations
         try:
             try:
-                operations.succeed(id, act(id, partial(operations.progress, id)))
+                result = act(id, partial(operations.progress, id))
             except BackcastError as error:
                 logger.warning("operation %s failed: %s", id, error.message)
                 operations.fail(id, error)
             except Exception:
                 operations.fail(id, ServiceError("An unforeseen error; the service's log has it."))
                 raise
+            else:
+                operations.succeed(id, result)
         except Exception:  # the edge of a thread: nobody above could see the error
             logger.exception("operation %s", id)
 

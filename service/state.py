@@ -1,5 +1,6 @@
 """What the service holds while it runs: built once at the start, found from every request."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from typing import cast
 
 from anyio import CapacityLimiter
 from fastapi import Request
+from sqlalchemy import make_url
 
 from backcast.lifecycle import Backcast, open_backcast, sweep
 from backcast.settings import Settings
@@ -17,6 +19,8 @@ from service.auth import KeyRing
 from service.engine import Engine
 from service.operations import Operator
 from service.poller import Poller
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def open_state(settings: Settings) -> Iterator[State]:
         operator = stack.enter_context(Operator(backcast, engine, grace))
         following = Poller("following the registry", engine.refresh, settings.poll_seconds)
         following.attempt()
+        _log_start(settings, engine)
         stack.enter_context(following)
         # On a thread of its own: dropping a large snapshot must not keep a replica behind.
         sweeping = Poller("sweeping", partial(sweep, backcast, grace), settings.poll_seconds)
@@ -60,6 +65,17 @@ def open_state(settings: Settings) -> Iterator[State]:
         keys = KeyRing(backcast.registry.keys, settings.key_cache_seconds)
         batches, refreshes = CapacityLimiter(max(4, os.cpu_count() or 1)), CapacityLimiter(1)
         yield State(settings, backcast, engine, keys, operator, batches, refreshes)
+
+
+def _log_start(settings: Settings, engine: Engine) -> None:
+    served = engine.view.snapshot
+    logger.info(
+        "registry %s, store %s, reads %s, %s",
+        make_url(settings.registry_url).render_as_string(hide_password=True),
+        settings.store_url.partition("@")[2] or settings.vector_store_url,
+        settings.reads,
+        f"version {served.live.version} live from {served.name}" if served else "nothing is live",
+    )
 
 
 def state_of(request: Request) -> State:

@@ -164,6 +164,9 @@ def publish(
     else:
         counts = ", ".join(f"{count} {entity}s" for entity, count in record.counts.items())
         say(f"Snapshot {record.id} of version {version}: {counts}, {record.dim} dimensions.")
+        unseen = len(dataset.item_ids) - dataset.items_known(moment)
+        if unseen:
+            say(f"{unseen} items have no interaction until then and get no vector.")
         say(f"Next: backcast promote {version}")
 
 

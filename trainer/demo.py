@@ -149,6 +149,8 @@ def run_demo(config: DemoConfig, say: Say) -> DemoResult:
         ConfigError: ``home`` holds something that no earlier demo made.
     """
     started = time.perf_counter()
+    if config.data and config.data.resolve().is_relative_to(config.home.resolve()):
+        raise ConfigError(f"{config.data} lies in {config.home}, which is made anew. Move it out.")
     home = _fresh_home(config.home)
     dataset = _dataset(config, home)
     say(
@@ -199,7 +201,12 @@ class _Story:
         """Train, publish and promote version k; then look at it as the consumer does."""
         version = self._train(k)
         publish_version(
-            self._registry, self._artifacts, k, self._dataset, until=self._cut(k), device="auto"
+            self._registry,
+            self._artifacts,
+            k,
+            self._dataset,
+            until=self._cut(k),
+            device=self._settings.device,
         )
         self._promote(k)
         if self._consumer is None:
@@ -257,7 +264,7 @@ class _Story:
 
     def _true_vectors(self, rated: RatedItems, k: int) -> NDArray[np.float32]:
         archived = load_model(self._artifacts, self._registry.versions.get(0))
-        _, _, items = run_model(archived, self._dataset, self._cut(k))
+        _, _, items = run_model(archived, self._dataset, self._cut(k), self._settings.device)
         return items[rated.items]
 
     def _bytes_stored(self) -> int:
@@ -271,7 +278,7 @@ class _Story:
 
 
 def _fresh_home(home: Path) -> Path:
-    if home.exists() and any(home.iterdir()):
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
         if not (home / _MARK).exists():
             raise ConfigError(f"{home} holds something else. Name another folder with --home.")
         shutil.rmtree(home)
@@ -323,6 +330,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     others = {k: v for k, v in os.environ.items() if not k.startswith("BACKCAST_")}
     return others | {
         "BACKCAST_HOME": str(settings.home),
+        "BACKCAST_DEVICE": settings.device,
         "BACKCAST_GRACE_SECONDS": str(settings.grace_seconds),
     }
 

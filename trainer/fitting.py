@@ -1,6 +1,7 @@
 """The training loop: BPR on the intended task, and alignment with the parent if there is one."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from backcast.alignment import AlignmentLoss, BackwardTransformation
+from backcast.errors import InvalidInput
 from trainer.config import TrainConfig
 from trainer.graph import Graph
 from trainer.model import GraphSAGE, embed
@@ -100,6 +102,11 @@ def fit(
             recall = selection.recall(model)
             if epoch >= first_selected:
                 best.offer(epoch, recall)
+        if not math.isfinite(losses[0]):
+            raise InvalidInput(
+                f"Training diverged in epoch {epoch}: the loss is {losses[0]}. "
+                "Lower learning_rate or alignment_weight; nothing was registered."
+            )
         seconds = time.perf_counter() - started
         on_epoch(EpochReport(epoch, config.epochs, seconds, *losses, recall, best.recall))
     if best.recall is None:
@@ -129,7 +136,8 @@ def _epoch(
     for batch in sampler.epoch(config.batch_size):
         rows = _rows(batch, graph)
         z = model(graph)  # (U + I, D_k)
-        parts = [z[index] for index in rows]  # (b, D_k) each
+        # Not z[index]: its backward pass adds up in parallel, in an order that changes every time.
+        parts = [z.index_select(0, index) for index in rows]  # (b, D_k) each
         intended = bpr_loss(*parts, weight_decay=config.weight_decay)
         alignment = z.new_zeros(())
         if joint is not None:

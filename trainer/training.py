@@ -11,7 +11,7 @@ from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_
 from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
 from backcast.devices import choose_device
-from backcast.errors import Conflict, UnknownVersion
+from backcast.errors import Conflict, InvalidInput, UnknownVersion
 from backcast.lifecycle import backward_map, register_version
 from backcast.registry import Catalog, Registry, VersionDraft
 from backcast.versions import Lineage, Version, VersionState
@@ -60,6 +60,11 @@ def train_version(
         UnknownVersion: the parent does not exist. Conflict: it is rolled back or retired.
         InvalidInput: the data does not allow the split. ArtifactError: the parent is damaged.
     """
+    if request.horizon is not None and request.horizon <= request.until:
+        raise InvalidInput(
+            f"The horizon {request.horizon} is not after the cut-off {request.until}: "
+            "there is nothing to measure on. Give a later --horizon."
+        )
     artifacts.check_writable()
     catalog = registry.deployments.catalog()
     parent = choose_parent(catalog, request.parent)

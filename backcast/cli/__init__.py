@@ -6,14 +6,17 @@ visible without them, and say what to install when called.
 
 import importlib
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from backcast.cli import commands
+from backcast.cli.output import say
 from backcast.errors import BackcastError, ConfigError
+from backcast.settings import check_environment
 
 APPLICATIONS = {
     "demo": "trainer",
@@ -29,7 +32,9 @@ _EXTRA_OF_PACKAGE = {
     "torch": "train",
     "torch_geometric": "train",
     "torchmetrics": "train",
+    "anyio": "service",
     "fastapi": "service",
+    "starlette": "service",
     "uvicorn": "service",
     "redis": "service",
     "psycopg": "service",
@@ -74,6 +79,12 @@ def _absent(name: str, application: str) -> TyperCommand:
     )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"backcast {version('backcast')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -84,12 +95,25 @@ app = typer.Typer(
 commands.add_to(app)
 
 
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run a command; any foreseen error is one line on standard error and exit status 1."""
     try:
+        check_environment()
         app()
     except BackcastError as error:
         _fail(error.message)
+    except OSError as error:
+        _fail(f"{error.filename or 'output'}: {error.strerror}.")
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF_PACKAGE.get((error.name or "").partition(".")[0])
         if extra is None:

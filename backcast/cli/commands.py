@@ -7,11 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy import make_url
 
 from backcast.cli.output import print_json, print_table, progress, say
+from backcast.client import Client, VersionName
 from backcast.errors import InvalidInput
 from backcast.lifecycle import open_backcast, plan_promotion, promote, sweep
 from backcast.registry import open_registry, schema
+from backcast.registry.keys import split_secret
 from backcast.registry.tables import SCHEMA_REVISION
 from backcast.settings import Settings
 from backcast.versions import Entity, Key, Lineage, Scope, Version
@@ -40,7 +43,8 @@ def _example(line: str) -> str:
 
 def versions_command(as_json: AsJson = False) -> None:
     """List the versions, their lineage, and which one is live."""
-    with open_registry(Settings.load()) as registry:
+    settings = Settings.load()
+    with open_registry(settings) as registry:
         catalog = registry.deployments.catalog()
     live = catalog.live
     chain = Lineage.of(catalog.versions).chain(live.version) if live else []
@@ -52,7 +56,8 @@ def versions_command(as_json: AsJson = False) -> None:
             }
         )
     elif not catalog.versions:
-        say("No version is registered yet. Train one: backcast train --data DIR --until 0.5")
+        where = make_url(settings.registry_url).render_as_string(hide_password=True)
+        say(f"No version is registered in {where} yet. Train one: backcast train --help")
     else:
         print_table(
             ("version", "state", "dim", "parent", "method", "Recall@50", "trained"),
@@ -106,11 +111,11 @@ def promote_command(
                 reason=reason,
                 report=lambda step, fraction: advance(round(100 * fraction), step),
             )
-        removed = sweep(backcast, timedelta(seconds=settings.grace_seconds))
-    if as_json:
-        print_json({**asdict(live), "removed_snapshots": removed})
-    else:
-        say(f"Version {live.version} is live, from snapshot {live.snapshot}.")
+        if as_json:
+            print_json(asdict(live))
+        else:
+            say(f"Version {live.version} is live, from snapshot {live.snapshot}.")
+        sweep(backcast, timedelta(seconds=settings.grace_seconds))
 
 
 def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
@@ -127,16 +132,17 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
 def get_command(
     ids: Annotated[list[str], typer.Argument(help="Ids to fetch.", show_default=False)],
     version: Annotated[
-        int, typer.Option(help="Version to be compatible with.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            help="Version to be compatible with: a number, or live.", show_default="the key's pin"
+        ),
+    ] = None,
     entity: Annotated[Entity, typer.Option(help="What the ids are.")] = Entity.ITEM,
     as_json: AsJson = False,
 ) -> None:
     """Fetch vectors from the service at BACKCAST_URL; exit status 1 if an id is unknown."""
-    from backcast.client import Client
-
     with Client() as client:
-        result = client.get_many(ids, version=version, entity=entity)
+        result = client.get_many(ids, version=_version_name(version), entity=entity)
     if as_json:
         print_json(
             {
@@ -157,6 +163,14 @@ def get_command(
         raise typer.Exit(1)
 
 
+def _version_name(text: str | None) -> VersionName:
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    if text != "live":
+        raise InvalidInput(f"--version is {text!r}; expected a number or live.")
+    return "live"
+
+
 @keys_app.command(
     "create", epilog=_example("backcast keys create --consumer ranking --scope read --pin 0")
 )
@@ -164,7 +178,8 @@ def create_key(
     consumer: Annotated[str, typer.Option(help="Who will use the key.", show_default=False)],
     scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.READ,
     pin: Annotated[
-        int | None, typer.Option(help="Version the consumer gets when it names none.")
+        int | None,
+        typer.Option(help="Version a new consumer gets, with any of its keys, when it names none."),
     ] = None,
     expires_in_days: Annotated[float | None, typer.Option(help="Days until it expires.")] = None,
     as_json: AsJson = False,
@@ -185,9 +200,10 @@ def create_key(
 
 @keys_app.command("revoke", epilog=_example("backcast keys revoke 1a2b3c4d"))
 def revoke_key(
-    prefix: Annotated[str, typer.Argument(help="The key's prefix, as `keys list` shows it.")],
+    key: Annotated[str, typer.Argument(help="The key, or its prefix as `keys list` shows it.")],
 ) -> None:
     """Revoke a key; replicas follow within BACKCAST_KEY_CACHE_SECONDS."""
+    prefix = split_secret(key) or key
     with open_registry(Settings.load()) as registry:
         registry.keys.revoke(prefix)
     say(f"Key {prefix} is revoked.")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, TimeoutError
 
 from backcast.errors import RegistryError
 
@@ -49,3 +49,5 @@ def _translated(engine: Engine) -> Iterator[None]:
         reason = str(error.orig).strip().partition("\n")[0]
         where = engine.url.render_as_string(hide_password=True)
         raise RegistryError(f"The registry {where} does not answer: {reason}.") from error
+    except TimeoutError as error:  # every connection is taken
+        raise RegistryError("The registry has no free connection; try again.") from error

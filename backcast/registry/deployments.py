@@ -154,7 +154,7 @@ def _supersede(connection: Connection, change: Switch) -> None:
     kept = connection.execute(
         update(tables.snapshots)
         .where(tables.snapshots.c.id == change.snapshot)
-        .where(tables.snapshots.c.deleted_at.is_(None))
+        .where(tables.snapshots.c.condemned_at.is_(None))
         .values(superseded_at=None)
     )
     if kept.rowcount != 1:  # deleted after its grace period, since this promotion began

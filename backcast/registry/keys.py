@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from backcast.errors import InvalidInput, UnknownConsumer, UnknownVersion
+from backcast.errors import Conflict, InvalidInput, UnknownKey, UnknownVersion
 from backcast.registry import tables
 from backcast.registry.database import Database, utc_now
 from backcast.versions import Key, Scope
@@ -51,7 +51,12 @@ class Keys:
     ) -> tuple[Key, str]:
         """Return a new key of ``consumer`` and its secret, which is not kept.
 
-        A ``pin`` becomes the consumer's default version, for all of its keys.
+        A ``pin`` is the default version of the consumer, that is of all its keys. It is set with
+        its first key: a later key never changes what the older ones are answered with.
+
+        Raises:
+            Conflict: the consumer exists and has another pin, or none.
+            UnknownVersion: the pin is no version.
         """
         if not consumer.strip() or len(consumer) > 128:
             raise InvalidInput("A consumer's name has 1 to 128 characters.")
@@ -90,7 +95,7 @@ class Keys:
         with self._db.write() as connection:
             found = connection.execute(_select().where(tables.api_keys.c.prefix == prefix)).first()
             if found is None:
-                raise UnknownConsumer(prefix)
+                raise UnknownKey(prefix)
             connection.execute(
                 update(tables.api_keys)
                 .where(tables.api_keys.c.prefix == prefix)
@@ -115,9 +120,13 @@ def _consumer(connection: Connection, name: str, pin: int | None) -> int:
                 return int(made.scalar_one())
         except IntegrityError:  # its first key elsewhere was made meanwhile
             return _consumer(connection, name, pin)
-    if pin is not None:
-        connection.execute(
-            update(tables.consumers).where(tables.consumers.c.id == row.id).values(pin=pin)
+    if pin not in (None, row.pin):
+        raise Conflict(
+            f"Consumer {name!r} has {'no pin' if row.pin is None else f'the pin {row.pin}'}, and "
+            f"its other keys would change their version with a pin of {pin}. "
+            "Create the key without a pin, or for another consumer.",
+            consumer=name,
+            pin=row.pin,
         )
     return int(row.id)
 

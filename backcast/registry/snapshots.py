@@ -1,7 +1,6 @@
 """Published snapshots."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -35,37 +34,40 @@ class Snapshots:
         return _snapshot(row)
 
     def latest(self, version: int) -> SnapshotRecord | None:
-        """Return the newest snapshot of ``version`` that still exists, or None."""
-        wanted = (tables.snapshots.c.version == version) & tables.snapshots.c.deleted_at.is_(None)
+        """Return the newest snapshot of ``version`` that is not condemned, or None."""
+        wanted = (tables.snapshots.c.version == version) & tables.snapshots.c.condemned_at.is_(None)
         newest_first = (tables.snapshots.c.created_at.desc(), tables.snapshots.c.id.desc())
         with self._db.read() as connection:
             row = connection.execute(_select().where(wanted).order_by(*newest_first)).first()
         return None if row is None else _snapshot(row)
 
-    def superseded_before(self, moment: datetime) -> list[SnapshotRecord]:
-        """Return the snapshots superseded before ``moment`` whose files still exist."""
-        wanted = (tables.snapshots.c.superseded_at <= moment) & (
+    def condemn(self, moment: datetime) -> list[SnapshotRecord]:
+        """Condemn what was superseded at ``moment`` or before; return all that waits for deletion.
+
+        A condemned snapshot never goes live again, so its files may be deleted without a lock, by
+        anyone and more than once.
+        """
+        due = (tables.snapshots.c.superseded_at <= moment) & (
+            tables.snapshots.c.condemned_at.is_(None)
+        )
+        waiting = tables.snapshots.c.condemned_at.is_not(None) & (
             tables.snapshots.c.deleted_at.is_(None)
         )
         with self._db.read() as connection:
-            return [_snapshot(row) for row in connection.execute(_select().where(wanted))]
-
-    @contextmanager
-    def deleting(self, id: str, moment: datetime) -> Iterator[bool]:
-        """Note that a snapshot superseded before ``moment`` is gone, once the block has deleted it.
-
-        Yields whether it may: a snapshot that is live again, or deleted already, must be left
-        alone. Until the block ends it cannot go live, and where the block fails nothing is noted.
-        """
-        gone = (
-            update(tables.snapshots)
-            .where(tables.snapshots.c.id == id)
-            .where(tables.snapshots.c.superseded_at <= moment)
-            .where(tables.snapshots.c.deleted_at.is_(None))
-            .values(deleted_at=utc_now())
-        )
+            if connection.execute(_select().where(due | waiting)).first() is None:
+                return []
         with self._db.write() as connection:
-            yield connection.execute(gone).rowcount == 1
+            connection.execute(update(tables.snapshots).where(due).values(condemned_at=utc_now()))
+            return [_snapshot(row) for row in connection.execute(_select().where(waiting))]
+
+    def mark_deleted(self, id: str) -> None:
+        """Note that the files of a condemned snapshot are gone."""
+        with self._db.write() as connection:
+            connection.execute(
+                update(tables.snapshots)
+                .where(tables.snapshots.c.id == id)
+                .values(deleted_at=utc_now())
+            )
 
 
 _FIELDS = tuple(SnapshotRecord.__dataclass_fields__)

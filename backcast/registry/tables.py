@@ -122,6 +122,7 @@ snapshots = Table(
     Column("details", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("superseded_at", UtcDateTime),
+    Column("condemned_at", UtcDateTime),
     Column("deleted_at", UtcDateTime),
 )
 

@@ -20,4 +20,4 @@ def open_store(settings: Settings) -> VectorStore:
         from backcast.stores.redis import RedisStore
 
         return RedisStore(url)
-    raise ConfigError(f"BACKCAST_STORE_URL={url!r}: the scheme is embedded, redis or rediss.")
+    raise ConfigError(f"BACKCAST_STORE_URL={scheme}:…: the scheme is embedded, redis or rediss.")

@@ -257,7 +257,10 @@ class _TableWriter:
         path = self._folder / f"{self._entity}.{part}.npy"
         if 0 in shape:
             return np.empty(shape, dtype)
-        return open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        with open(path, "r+b") as file:  # a full disk is an error here, a fatal signal in a page
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
 
 
 def _sync(path: Path) -> None:

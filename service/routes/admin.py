@@ -9,6 +9,7 @@ from backcast.lifecycle import Expected, plan_promotion
 from backcast.versions import Key
 from service.declarations import KEY, problem_responses
 from service.documents import (
+    LARGEST_VERSION,
     DeploymentDocument,
     DeploymentsDocument,
     OperationDocument,
@@ -46,7 +47,7 @@ router = APIRouter(
 def promote_version(
     request: Request,
     caller: Annotated[Key, Depends(find_admin)],
-    k: Annotated[int, Path(ge=0, description="The version to make live.")],
+    k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version to make live.")],
     wanted: Annotated[PromotionRequest, Body()],
 ) -> Response:
     """Load the newest snapshot of a version and make it live, if its gates pass.

@@ -8,7 +8,12 @@ from fastapi import APIRouter, Depends, Path, Request, Security
 from backcast.errors import UnknownVersion
 from backcast.versions import Lineage
 from service.declarations import KEY, problem_responses
-from service.documents import VersionDetailDocument, VersionDocument, VersionsDocument
+from service.documents import (
+    LARGEST_VERSION,
+    VersionDetailDocument,
+    VersionDocument,
+    VersionsDocument,
+)
 from service.engine import Snapshot
 from service.requests import find_reader
 from service.state import state_of
@@ -39,7 +44,8 @@ async def list_versions(request: Request) -> VersionsDocument:
     "/versions/{j}", summary="One version", responses=problem_responses(401, 403, 404, 422, 503)
 )
 def get_version(
-    request: Request, j: Annotated[int, Path(ge=0, description="The version's number.")]
+    request: Request,
+    j: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version's number.")],
 ) -> VersionDetailDocument:
     """Return one version, its lineage, and how the live version's map back to it behaves."""
     view = state_of(request).engine.view

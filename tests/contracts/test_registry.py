@@ -15,12 +15,12 @@ from sqlalchemy import Connection, Engine, event, insert, select
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from backcast.errors import (
+    Conflict,
     DimensionMismatch,
     InvalidInput,
     NothingPublished,
     PromotionConflict,
-    StoreError,
-    UnknownConsumer,
+    UnknownKey,
     UnknownOperation,
     UnknownSnapshot,
     UnknownVersion,
@@ -426,61 +426,49 @@ class TestSnapshots:
         assert at is not None
         assert before <= at <= utc_now()
 
-    def test_superseded_before_means_that_long_ago(self, registry: Registry) -> None:
-        add_line(registry, {0: None, 1: 0})
+    def test_only_what_was_superseded_that_long_ago_is_condemned(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1})
         promote(registry, 0)
-        assert registry.snapshots.superseded_before(utc_now()) == []
+        assert registry.snapshots.condemn(utc_now()) == []
         promote(registry, 1)
         at = registry.snapshots.get("s0").superseded_at
         assert at is not None
-        assert registry.snapshots.superseded_before(at - timedelta(microseconds=1)) == []
-        assert [s.id for s in registry.snapshots.superseded_before(at)] == ["s0"]
+        assert registry.snapshots.condemn(at - timedelta(microseconds=1)) == []
+        assert [s.id for s in registry.snapshots.condemn(at)] == ["s0"]
+        assert registry.snapshots.get("s1").condemned_at is None
+        assert registry.snapshots.get("s2").condemned_at is None
 
-    def test_deleted_snapshot_is_noted_once(self, registry: Registry) -> None:
-        add_line(registry, {0: None, 1: 0})
-        promote(registry, 0)
-        promote(registry, 1)
-        with registry.snapshots.deleting("s0", utc_now()) as superseded:
-            assert superseded
-        assert registry.snapshots.get("s0").deleted_at is not None
-        assert registry.snapshots.superseded_before(utc_now()) == []
-        assert registry.snapshots.latest(0) is None
-        with registry.snapshots.deleting("s0", utc_now()) as superseded:
-            assert not superseded
-
-    def test_failed_deletion_is_not_noted(self, registry: Registry) -> None:
-        add_line(registry, {0: None, 1: 0})
-        promote(registry, 0)
-        promote(registry, 1)
-        with pytest.raises(StoreError), registry.snapshots.deleting("s0", utc_now()):
-            raise StoreError("the store does not answer")
-        assert [s.id for s in registry.snapshots.superseded_before(utc_now())] == ["s0"]
-
-    def test_only_what_is_superseded_that_long_may_be_deleted(self, registry: Registry) -> None:
-        add_line(registry, {0: None, 1: 0, 2: 1})
-        promote(registry, 0)
-        promote(registry, 1)
-        for id, moment in (("s1", utc_now()), ("s2", utc_now()), ("s0", utc_now() - DAY)):
-            with registry.snapshots.deleting(id, moment) as superseded:
-                assert not superseded
-            assert registry.snapshots.get(id).deleted_at is None
-
-    def test_snapshot_being_deleted_cannot_go_live(
-        self, registry: Registry, engine: Engine
+    def test_condemned_snapshot_waits_until_it_is_noted_as_deleted(
+        self, registry: Registry
     ) -> None:
         add_line(registry, {0: None, 1: 0})
         promote(registry, 0)
+        promote(registry, 1)
+        for _ in range(2):  # a sweep that was killed is finished by the next
+            assert [s.id for s in registry.snapshots.condemn(utc_now())] == ["s0"]
+        assert registry.snapshots.latest(0) is None
+        registry.snapshots.mark_deleted("s0")
+        assert registry.snapshots.condemn(utc_now()) == []
+        assert registry.snapshots.get("s0").deleted_at is not None
+
+    def test_condemned_snapshot_cannot_go_live(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
         seen = promote(registry, 1)
-        with ThreadPoolExecutor(1) as pool:
-            with registry.snapshots.deleting("s0", utc_now()):
-                back = pool.submit(registry.deployments.switch, change(seen, 0, kind="rollback"))
-                with pytest.raises(TimeoutError):
-                    back.result(timeout=0.2)  # it waits for the deletion
-            with pytest.raises(NothingPublished, match="Version 0 has no snapshot"):
-                back.result(timeout=20)
+        registry.snapshots.condemn(utc_now())
+        with pytest.raises(NothingPublished, match="Version 0 has no snapshot"):
+            registry.deployments.switch(change(seen, 0, kind="rollback"))
         assert registry.deployments.live() == seen
         assert states(registry) == {0: "superseded", 1: "live"}
         assert len(registry.deployments.history()) == 2
+
+    def test_live_snapshot_is_never_condemned(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        seen = promote(registry, 1)
+        registry.deployments.switch(change(seen, 0, kind="rollback"))
+        assert [s.id for s in registry.snapshots.condemn(utc_now())] == ["s1"]
+        assert registry.snapshots.get("s0").condemned_at is None
 
     def test_times_come_back_aware_in_utc(self, registry: Registry) -> None:
         add(registry, 0)
@@ -541,18 +529,26 @@ class TestKeys:
         assert not revoked.in_force(utc_now())
         registry.keys.revoke(key.prefix)
         assert registry.keys.find(key.prefix) == revoked
-        with pytest.raises(UnknownConsumer, match="'00000000'"):
+        with pytest.raises(UnknownKey, match="'00000000'"):
             registry.keys.revoke("00000000")
 
     def test_pin_is_the_consumers_for_all_of_its_keys(self, registry: Registry) -> None:
         add_line(registry, {0: None, 1: 0})
-        first, _ = registry.keys.create("search", Scope.READ)
-        other, _ = registry.keys.create("ads", Scope.READ, pin=0)
-        registry.keys.create("search", Scope.READ, pin=1)
-        registry.keys.create("search", Scope.ADMIN)
-        pins = {key.prefix: key.pin for key in registry.keys.all()}
-        assert (first.pin, pins[first.prefix], pins[other.prefix]) == (None, 1, 0)
-        assert list(pins.values()) == [1, 0, 1, 1]
+        registry.keys.create("search", Scope.READ)
+        registry.keys.create("ads", Scope.READ, pin=0)
+        registry.keys.create("ads", Scope.ADMIN)
+        registry.keys.create("ads", Scope.READ, pin=0)
+        assert [key.pin for key in registry.keys.all()] == [None, 0, 0, 0]
+
+    @pytest.mark.parametrize(("first", "words"), [(None, "no pin"), (0, "the pin 0")])
+    def test_later_key_changes_no_earlier_one(
+        self, registry: Registry, first: int | None, words: str
+    ) -> None:
+        add_line(registry, {0: None, 1: 0})
+        registry.keys.create("search", Scope.READ, pin=first)
+        with pytest.raises(Conflict, match=f"'search' has {words}"):
+            registry.keys.create("search", Scope.READ, pin=1)
+        assert [key.pin for key in registry.keys.all()] == [first]
 
     def test_pin_must_exist(self, registry: Registry, engine: Engine) -> None:
         with pytest.raises(UnknownVersion, match="Version 4"):

@@ -1,6 +1,7 @@
 """What serving and promotion rely on, held against every vector store."""
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -491,6 +492,19 @@ class TestEmbedded:
     def test_store_is_shared_by_its_folder(self, store: EmbeddedStore, folder: Path) -> None:
         load(store, "s1", some())
         check_whole(EmbeddedStore(folder), "s1", some())
+
+    def test_full_disk_is_an_error_and_leaves_nothing(
+        self, store: EmbeddedStore, folder: Path
+    ) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        try:
+            with pytest.raises(StoreError, match="too large"):
+                load(store, "s1", {ITEM: table([f"i{n}" for n in range(2000)], 64, 0)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert store.snapshots() == []
+        assert [path.name for path in folder.iterdir()] == [".lock"]
 
     def test_size_is_that_of_the_files(self, store: EmbeddedStore, folder: Path) -> None:
         load(store, "s1", some())

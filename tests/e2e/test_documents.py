@@ -26,7 +26,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("newcomer")
     _write_csv(folder)
     quick_start = blocks("README.md", after="Quick start")
-    guides = [*blocks("docs/data.md"), *blocks("docs/training.md")]
+    guides = [b for name in ("data", "training") for b in blocks(f"docs/{name}.md")]
+    guides += [Block("sh", "backcast publish 2\n"), *blocks("docs/http.md")]
     runnable = [b for b in [*quick_start, *guides] if b.language in {"sh", "python"}]
     return _run(runnable, folder)
 
@@ -44,10 +45,7 @@ def test_quick_start_serves_version_0_before_and_after_a_promotion(printed: list
 def test_client_example_names_the_missing_id_and_the_servable_versions(printed: list[str]) -> None:
     shape = next(line for line in printed if line.startswith("(3, 32)"))
     assert "('no-such-item',) v1-" in shape
-    listed = next(line for line in printed if line.startswith("[(0,"))
-    assert listed.count("True)") == 2
-    assert "superseded" in listed
-    assert "live" in listed
+    assert "['0: superseded', '1: live']" in printed
 
 
 def test_guides_train_the_next_version_against_the_live_one(printed: list[str]) -> None:
@@ -55,6 +53,16 @@ def test_guides_train_the_next_version_against_the_live_one(printed: list[str]) 
     assert "Version 2 is registered: 48 dimensions, compatible with version 1" in text
     assert "Written to shop-csv" in text
     assert "Written to shop-generated" in text
+
+
+def test_http_guide_plans_a_promotion(printed: list[str]) -> None:
+    plan = next(line for line in printed if line.startswith('{"version":2,"snapshot":"v2-'))
+    gates = json.loads(plan)["gates"]
+    assert [(g["name"], g["passed"]) for g in gates] == [
+        ("lineage", True),
+        ("maps", True),
+        ("snapshot", True),
+    ]
 
 
 def test_training_guide_shows_a_valid_file(tmp_path: Path) -> None:

@@ -208,9 +208,10 @@ def test_sweep(home: Home, point: str) -> None:
     live = home.backcast.registry.deployments.live()
     assert live is not None
     kept = home.promote(1)
-    before = rows(home)
     check_killed(sweep_and_die, home, point)
-    assert rows(home) == before
+    doomed = home.backcast.registry.snapshots.get(live.snapshot)
+    assert doomed.condemned_at is not None
+    assert doomed.deleted_at is None
     home.check_served(1)
     assert sweep(home.backcast, NOW) == [live.snapshot]
     assert home.backcast.store.snapshots() == [kept]

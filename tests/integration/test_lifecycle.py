@@ -246,7 +246,7 @@ class TestLineage:
 
     @pytest.mark.parametrize("reason", [None, ""])
     def test_force_needs_a_reason(self, home: Home, reason: str | None) -> None:
-        with pytest.raises(Conflict, match="A forced promotion needs a reason"):
+        with pytest.raises(InvalidInput, match="A forced promotion needs a reason"):
             home.promote(2, force=True, reason=reason)
         home.check_served(1)
 
@@ -315,11 +315,28 @@ class TestExpectations:
         plan = plan_promotion(home.backcast, 2)
         assert plan.servable == (0, 2)
 
+    def test_live_version_with_its_newest_snapshot(self, home: Home) -> None:
+        home.promote(1)
+        with pytest.raises(PromotionConflict, match="Version 1 is live already"):
+            home.promote(1)
+
     def test_rejected_version(self, home: Home) -> None:
         with engine_of(home.backcast).begin() as connection:
             set_state(connection, [1], VersionState.REJECTED)
         with pytest.raises(Conflict, match="Version 1 was rejected"):
             home.promote(1)
+
+
+def test_newer_snapshot_of_the_live_version_takes_its_place(home: Home) -> None:
+    old = home.promote(1)
+    home.publish(1)
+    new = home.promote(1)
+    assert new != old
+    home.check_served(1)
+    newest = home.backcast.registry.deployments.history()[0]
+    assert (newest["kind"], newest["from_snapshot"], newest["snapshot"]) == ("refresh", old, new)
+    assert old in sweep(home.backcast, NOW)
+    assert home.backcast.store.snapshots() == [new]
 
 
 def test_one_of_two_promotions_at_once_wins(home: Home) -> None:

@@ -182,7 +182,7 @@ ERRORS = [
     (("publish", "7", "--data", "DATA"), {}, "Version 7 does not exist"),
     (("promote", "7"), {}, "Version 7 does not exist"),
     (("promote", "7", "--dry-run"), {}, "Version 7 does not exist"),
-    (("keys", "revoke", "1a2b3c4d"), {}, "No consumer or key '1a2b3c4d'"),
+    (("keys", "revoke", "1a2b3c4d"), {}, "No key has the prefix '1a2b3c4d'"),
     (("keys", "create", "--consumer", "ranking", "--pin", "7"), {}, "Version 7 does not exist"),
     (("keys", "create", "--consumer", " "), {}, "A consumer's name has 1 to 128 characters"),
     (
@@ -307,9 +307,11 @@ def test_training_and_publishing_for_a_person(shell: Shell) -> None:
         assert log.splitlines()[-1].startswith("epoch 4/4 ")
 
     users, items = dataset.users_known(version.until), dataset.items_known(version.until)
+    unseen = len(dataset.item_ids) - items
     assert published is not None
     assert snapshot.output == (
         f"Snapshot {published.id} of version 1: {users} users, {items} items, 10 dimensions.\n"
+        f"{unseen} items have no interaction until then and get no vector.\n"
         "Next: backcast promote 1\n"
     )
 

@@ -6,7 +6,7 @@ import pytest
 
 from backcast.errors import BackcastError
 from backcast.settings import Settings
-from service.problems import status_of
+from service.problems import HTTP_CODES, status_of
 from tests.e2e.documents import ROOT
 from trainer.config import TrainConfig
 
@@ -32,7 +32,8 @@ def test_every_training_setting_is_documented_with_both_presets() -> None:
 
 def test_every_error_is_documented_with_its_status() -> None:
     rows = {row[0].strip("`"): int(row[1]) for row in _rows("docs/http.md") if row[1].isdigit()}
-    assert rows == {c.code: int(status_of(c)) for c in _family(BackcastError)[1:]}
+    framework = {code: int(status) for status, code in HTTP_CODES.items()}
+    assert rows == framework | {c.code: int(status_of(c)) for c in _family(BackcastError)[1:]}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

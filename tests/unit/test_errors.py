@@ -7,6 +7,7 @@ import pytest
 
 from backcast import errors
 from backcast.errors import BackcastError
+from backcast.versions import Scope
 
 EXAMPLES: list[BackcastError] = [
     BackcastError("broken", part="wheel"),
@@ -20,7 +21,7 @@ EXAMPLES: list[BackcastError] = [
     errors.UnknownId("item", "B00é/1", "v2-a.0"),
     errors.UnknownOperation("0f"),
     errors.UnknownSnapshot("v1-a"),
-    errors.UnknownConsumer("search"),
+    errors.UnknownKey("search"),
     errors.Conflict("not now"),
     errors.VersionNotPromoted(3, None, ()),
     errors.VersionOffChain(2, 3, (0, 1, 3), "rolled_back"),
@@ -125,7 +126,7 @@ def test_error_survives_a_process_boundary(error: BackcastError) -> None:
         (errors.NothingPublished(3), ["backcast publish 3"]),
         (errors.VersionRetired(0, (1, 2)), ["Version 0", "[1, 2]"]),
         (errors.SnapshotMismatch("v1-a", "v1-b.2"), ["v1-a", "v1-b.2"]),
-        (errors.Forbidden("admin"), ["'admin'"]),
+        (errors.Forbidden(Scope.ADMIN), ["scope admin."]),
         (errors.ArtifactMissing("s3://b/f"), ["s3://b/f"]),
         (errors.ArtifactUnwritable("s3://b/f", "no space"), ["s3://b/f", "no space"]),
         (errors.ArtifactCorrupt("s3://b/f", "truncated"), ["s3://b/f", "truncated"]),

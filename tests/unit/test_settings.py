@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from backcast.errors import ConfigError
-from backcast.settings import Settings
+from backcast.settings import Settings, check_environment
 
 # field → (text of the variable, value read); none of them is a default
 SET: dict[str, tuple[str, Any]] = {
@@ -94,3 +94,12 @@ def test_key_is_not_shown() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings.load().max_batch = 1
+
+
+def test_misspelt_variable_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKCAST_TEST_DATABASE_URL", "left to the tests")
+    check_environment()
+    monkeypatch.setenv("BACKCAST_DATABSE_URL", "postgresql+psycopg://db/registry")
+    with pytest.raises(ConfigError, match="BACKCAST_DATABSE_URL is no setting") as caught:
+        check_environment()
+    assert caught.value.message.endswith("Did you mean BACKCAST_DATABASE_URL?")

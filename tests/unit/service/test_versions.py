@@ -107,3 +107,18 @@ def test_versions_are_listed_before_anything_is_live(tmp_path: Path) -> None:
         assert [version["number"] for version in document["versions"]] == [0, 1, 2]
         assert client.get("/versions/1").json()["lineage"] == [1, 0]
         assert client.get("/versions/9").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/versions/{}", "/embeddings/i1?version={}", "/admin/versions/{}/promote"]
+)
+def test_number_that_no_database_holds_is_refused(client: TestClient, path: str) -> None:
+    beyond = 10**20
+    if path.startswith("/admin"):
+        answer = client.post(path.format(beyond), json={"expected_live": None})
+    else:
+        answer = client.get(path.format(beyond))
+    assert (answer.status_code, answer.json()["type"]) == (
+        422,
+        "urn:backcast:problem:invalid-input",
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
+from backcast.errors import InvalidInput
 from tests.trainer_support import TINY, ignore_epochs
 from trainer.config import Protocol, TrainConfig
 from trainer.data.dataset import Dataset, resolve_until
@@ -333,6 +334,11 @@ def test_recall_is_measured_now_and_then_and_at_the_end(
     assert list(history.recalls) == evaluated
     assert [r.epoch for r in history.reports] == list(range(1, epochs + 1))
     assert {r.epochs for r in history.reports} == {epochs}
+
+
+def test_a_diverged_fit_is_an_error_and_not_a_model(task: Task) -> None:
+    with pytest.raises(InvalidInput, match="Training diverged in epoch"):
+        task.fit(task.model(), configured(learning_rate=1e30, epochs=20))
 
 
 def test_without_a_selection_the_last_epoch_stays(task: Task) -> None:
