@@ -22,7 +22,9 @@ from backcast.devices import choose_device
 from backcast.errors import (
     NotReady,
     SnapshotMismatch,
+    SnapshotNotLoaded,
     StoreError,
+    UnknownSnapshot,
     UnknownVersion,
     VersionNotPromoted,
     VersionOffChain,
@@ -217,6 +219,7 @@ class Engine:
         found = self._view.find(name)
         if found is None:
             self.refresh()
+            self._keep_superseded(name.partition(".")[0])
             found = self._view.find(name)
         if found is None:
             raise SnapshotMismatch(name, self.current().name)
@@ -235,24 +238,41 @@ class Engine:
             snapshot = self._follow(catalog, versions, before.snapshot)
             self._view = View(versions, snapshot, self._still_kept(before, snapshot))
 
+    def _keep_superseded(self, id: str) -> None:
+        """Load a snapshot that went out of service before this replica saw it, in its grace."""
+        try:
+            record = self._registry.snapshots.get(id)
+        except UnknownSnapshot:
+            return
+        if record.superseded_at is None or record.condemned_at is not None:
+            return
+        was_live = Live(record.version, id, record.head, generation=0)
+        with self._refreshing:
+            catalog = self._registry.deployments.catalog()
+            try:
+                snapshot = self._load(catalog, was_live)
+            except SnapshotNotLoaded:  # it was published, and never live
+                return
+            self._view = replace(self._view, kept={**self._view.kept, id: snapshot})
+
     def _follow(
         self, catalog: Catalog, versions: Mapping[int, Version], before: Snapshot | None
     ) -> Snapshot | None:
-        live = catalog.live
-        if live is None:
+        if catalog.live is None:
             return None
-        chain = Lineage.of(catalog.versions).chain(live.version)
-        transforms = frozenset(
-            t for t in catalog.transforms if t.source in chain and t.target in chain
-        )
-        if before is not None and before.live == live and before.transforms == transforms:
+        transforms = _transforms_of(catalog, catalog.live.version)
+        if before is not None and before.live == catalog.live and before.transforms == transforms:
             return replace(before, versions=versions)
+        return self._load(catalog, catalog.live)
+
+    def _load(self, catalog: Catalog, live: Live) -> Snapshot:
+        versions = {v.number: v for v in catalog.versions}
         return Snapshot(
             live=live,
             dim=versions[live.version].dim,
             store=self._open(live, versions[live.version].dim),
             maps=self._maps(catalog, live.version),
-            transforms=transforms,
+            transforms=_transforms_of(catalog, live.version),
             versions=versions,
             at_hand=isinstance(self._store, EmbeddedStore) and self._device.type == "cpu",
             loaded_at=utc_now(),
@@ -279,3 +299,8 @@ class Engine:
             known.pop(snapshot.live.snapshot, None)
         snapshots = self._registry.snapshots
         return {id: kept for id, kept in known.items() if snapshots.get(id).condemned_at is None}
+
+
+def _transforms_of(catalog: Catalog, version: int) -> frozenset[Transform]:
+    chain = Lineage.of(catalog.versions).chain(version)
+    return frozenset(t for t in catalog.transforms if t.source in chain and t.target in chain)

@@ -164,6 +164,16 @@ class TestManyVectors:
         pieces = [min(4, count - at) for at in range(0, count, 4)]
         assert sizes == too_large + pieces + pieces
 
+    def test_later_batches_name_the_version_that_the_pin_gave(self, home: Home) -> None:
+        _, secret = home.backcast.registry.keys.create("pinned", KeyScope.READ, pin=0)
+        capped = home.settings.model_copy(update={"max_batch": 4})
+        asked: list[int | None] = []
+        app = watching(create_app(capped), lambda body: asked.append(body["version"]))
+        with running(app) as url, Client(url, secret) as client:
+            client._chunk = 4
+            assert client.get_many(list(ODD_IDS[:9])).version == 0
+        assert asked == [None, 0, 0]
+
     def test_one_call_never_mixes_two_snapshots(self, tmp_path: Path) -> None:
         with build_home(tmp_path, live=1) as home:
             ids = home.ids(version=1)

@@ -297,6 +297,23 @@ def test_superseded_snapshot_is_served_in_its_grace_period_only(tmp_path: Path) 
             engine.expecting(name)
 
 
+def test_replica_that_began_later_serves_it_in_its_grace_period_too(tmp_path: Path) -> None:
+    with build_home(tmp_path, live=1) as home:
+        name = engine_of(home).current().name
+        home.promote(2)
+        engine = engine_of(home)
+        kept = engine.expecting(name)
+        assert (kept.name, kept.live.version) == (name, 1)
+        assert engine.current().live.version == 2
+        ids = home.ids(version=1)
+        assert_served(kept.vectors(Entity.ITEM, ids, 0).vectors, home, ids, 0, live=1)
+        with pytest.raises(VersionOffChain):
+            kept.vectors(Entity.ITEM, ids, 2)
+        sweep(home.backcast, timedelta(0))
+        with pytest.raises(SnapshotMismatch):
+            engine_of(home).expecting(name)
+
+
 def test_snapshot_that_is_live_again_is_not_a_superseded_one(tmp_path: Path) -> None:
     with build_home(tmp_path, live=1) as home:
         engine = engine_of(home)
