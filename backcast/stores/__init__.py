@@ -20,4 +20,5 @@ def open_store(settings: Settings) -> VectorStore:
         from backcast.stores.redis import RedisStore
 
         return RedisStore(url)
-    raise ConfigError(f"BACKCAST_STORE_URL={scheme}:…: the scheme is embedded, redis or rediss.")
+    shown = f"{scheme}:…" if "@" in url else url  # what stands before an @ is a password
+    raise ConfigError(f"BACKCAST_STORE_URL={shown!r}: the scheme is embedded, redis or rediss.")

@@ -13,7 +13,7 @@ from trainer.data.dataset import write_dataset
 from trainer.data.synth import SynthConfig, synthesize
 from trainer.demo import Chapter, DemoConfig, DemoResult, run_demo
 
-EPOCHS = 20
+EPOCHS = 40
 AMAZON = ROOT.parent / "shared" / "data" / "amazon"
 FEW_POINTS = 0.05 if AMAZON.exists() else 0.12
 """Generated data of this size is far from fitted after so few epochs, and its map too."""
@@ -39,7 +39,7 @@ def review_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def story(review_data: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    """Three versions on the review graph, trained for a fifth of what one would spend."""
+    """Three versions on the review graph, trained for less than half of what one would spend."""
     home = tmp_path_factory.mktemp("home")
     config = DemoConfig(review_data, home, epochs=EPOCHS, batch_size=4096, versions=3, seed=0)
     return run_demo(config, lambda _line: None)

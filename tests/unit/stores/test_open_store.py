@@ -35,3 +35,9 @@ def test_unknown_scheme_is_a_setting_to_correct(url: str) -> None:
 def test_malformed_redis_url_is_a_setting_to_correct() -> None:
     with pytest.raises(ConfigError, match="BACKCAST_STORE_URL: "):
         open_store(Settings(store_url="redis://host:port/0"))
+
+
+def test_password_in_a_wrong_url_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(Settings(store_url="valkey://ann:s3cret@host"))
+    assert "s3cret" not in caught.value.message
