@@ -99,7 +99,7 @@ commands.add_to(app)
 def _options(
     show_version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say which."),
     ] = False,
 ) -> None:
     pass
@@ -113,7 +113,7 @@ def main() -> None:
     except BackcastError as error:
         _fail(error.message)
     except OSError as error:
-        _fail(f"{error.filename or 'output'}: {error.strerror}.")
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF_PACKAGE.get((error.name or "").partition(".")[0])
         if extra is None:

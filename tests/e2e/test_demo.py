@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from backcast.errors import ConfigError
 from tests.e2e.documents import ROOT
 from trainer.data.csv import CsvSource, import_csv
 from trainer.data.dataset import write_dataset
@@ -95,3 +96,12 @@ def test_demo_refuses_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
         done.stderr == f"error: {tmp_path} holds something else. Name another folder with --home.\n"
     )
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_demo_does_not_delete_the_data_it_is_given(tmp_path: Path) -> None:
+    data = tmp_path / "home" / "data"
+    data.mkdir(parents=True)
+    config = DemoConfig(data, tmp_path / "home", 1, 1, 2, 0)
+    with pytest.raises(ConfigError, match="Move it out"):
+        run_demo(config, lambda _line: None)
+    assert data.exists()

@@ -43,6 +43,7 @@ from trainer.model import embed
 from trainer.ranking import recall_at_k
 from trainer.sampling import PairSampler
 from trainer.split import Holdout, Split, make_split
+from trainer.training import TrainRequest, train_version
 
 LEARNED = (MODEL, TRANSFORM, VOCABULARY)
 """The files that training makes; ``version.json`` also says how long it took."""
@@ -274,6 +275,13 @@ class TestParents:
         path.write_bytes(path.read_bytes()[:-1] + b"!")
         with pytest.raises(ArtifactCorrupt, match=MODEL), unchanged(workshop):
             workshop.train(0.6)
+
+    def test_a_horizon_that_is_not_later_is_refused(self, workshop: Workshop) -> None:
+        until = resolve_until(workshop.dataset, 0.6)
+        for horizon in (until, until - 1):
+            request = TrainRequest(workshop.dataset, configured(), until, horizon)
+            with pytest.raises(InvalidInput, match="not after the cut-off"), unchanged(workshop):
+                train_version(workshop.registry, workshop.artifacts, request, lambda _: None)
 
 
 class TestSeeds:
