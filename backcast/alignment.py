@@ -49,6 +49,41 @@ class BackwardTransformation(nn.Module):
         return mapped
 
 
+class LeastSquaresHead(nn.Module):
+    """B_k solved anew in every pass: the affine least-squares map of the vectors at hand.
+
+    The alignment loss then says how much of z_{k-1} is not a linear function of z_k, whatever the
+    scale of its coordinates, and the map needs no training. The solution is taken as a constant
+    for the gradient: at the optimum its own gradient is zero, but for the ridge.
+
+    Args:
+        target: y, (n, D_parent), what z is mapped to, row by row.
+        ridge: ρ as a share of the mean variance of z's coordinates.
+
+    Shapes:
+        input (n, D_k), output (n, D_parent). There are no parameters.
+    """
+
+    target: Tensor
+
+    def __init__(self, target: Tensor, *, ridge: float = 1e-4) -> None:
+        super().__init__()
+        self.register_buffer("target", target, persistent=False)
+        self.ridge = ridge
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map ``z`` by the least-squares solution for it."""
+        with torch.no_grad():
+            x_mean, y_mean = z.mean(dim=0), self.target.mean(dim=0)
+            x = z - x_mean
+            covariance = (x.T @ x).to(torch.float64)  # (D_k, D_k)
+            covariance.diagonal().add_(self.ridge * covariance.diagonal().mean() + 1e-12)
+            moments = (x.T @ (self.target - y_mean)).to(torch.float64)  # (D_k, D_parent)
+            solved = torch.linalg.solve(covariance, moments).to(z.dtype)
+            shift = y_mean - x_mean @ solved
+        return torch.addmm(shift, z, solved)
+
+
 def alignment_gram(weights: Iterable[Tensor]) -> Tensor:
     """Return G = (1/k) Σ_j (1/D_j) (W_{k-1}^j)ᵀ W_{k-1}^j, the loss as one quadratic form.
 
@@ -82,13 +117,14 @@ def alignment_gram(weights: Iterable[Tensor]) -> Tensor:
 
 
 class AlignmentLoss(nn.Module):
-    """Mean over nodes of δᵀ G δ, with δ = B_k(z_k) − z_{k-1}.
+    """Weighted sum, or mean, over nodes of δᵀ G δ, with δ = B_k(z_k) − z_{k-1}.
 
     Args:
         gram: (D_{k-1}, D_{k-1}), from :func:`alignment_gram`.
 
     Shapes:
-        mapped and target (n, D_{k-1}); the result is a scalar. No gradient flows into ``target``.
+        mapped and target (n, D_{k-1}), weights (n,) or None for the mean; the result is a scalar.
+        No gradient flows into ``target``.
     """
 
     gram: Tensor
@@ -97,11 +133,12 @@ class AlignmentLoss(nn.Module):
         super().__init__()
         self.register_buffer("gram", gram.to(torch.get_default_dtype()))
 
-    def forward(self, mapped: Tensor, target: Tensor) -> Tensor:
+    def forward(self, mapped: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the alignment loss of ``mapped`` = B_k(z_k) against ``target`` = z_{k-1}."""
         if mapped.shape != target.shape or mapped.shape[-1] != len(self.gram):
             raise DimensionMismatch(
                 "mapped and target", f"(n, {len(self.gram)})", (mapped.shape, target.shape)
             )
         error = mapped - target.detach()  # (n, D_{k-1})
-        return ((error @ self.gram) * error).sum(dim=-1).mean()
+        errors = ((error @ self.gram) * error).sum(dim=-1)  # (n,)
+        return errors.mean() if weights is None else torch.dot(weights, errors)

@@ -33,7 +33,6 @@ from backcast.versions import (
     Lineage,
     Live,
     SnapshotRecord,
-    Transform,
     Version,
     VersionState,
 )
@@ -146,19 +145,6 @@ def _renumbered(draft: VersionDraft, number: int) -> VersionDraft:
         raise Conflict("Version 0 was registered meanwhile; train against it as the parent.")
     maps = tuple(replace(t, source=number) for t in draft.transforms)
     return replace(draft, number=number, transforms=maps)
-
-
-def backward_map(number: int, parent: int, rows: int, cols: int, *, affine: bool) -> Transform:
-    """Describe B_k, kept in ``transform.safetensors``."""
-    return Transform(
-        source=number,
-        target=parent,
-        direct=False,
-        rows=rows,
-        cols=cols,
-        affine=affine,
-        file="transform.safetensors",
-    )
 
 
 def publish(

@@ -15,7 +15,6 @@ from backcast.artifacts import dump_json, dump_tensors
 from backcast.chains import load_chain
 from backcast.lifecycle import (
     Backcast,
-    backward_map,
     open_backcast,
     promote,
     publish,
@@ -230,12 +229,8 @@ def dump_map(fitted: Map) -> bytes:
 def transform(source: int, target: int, direct: bool, fitted: Map) -> Transform:
     """Describe a map for the registry."""
     rows, cols = fitted[0].shape
-    backward = backward_map(source, target, rows, cols, affine=fitted[1] is not None)
-    if not direct:
-        return backward
-    return Transform(
-        source, target, True, rows, cols, affine=backward.affine, file=_file(target, True)
-    )
+    affine = fitted[1] is not None
+    return Transform(source, target, direct, rows, cols, affine, _file(target, direct))
 
 
 def draft(

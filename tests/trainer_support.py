@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,18 @@ from torch import Tensor
 from backcast.artifacts import Artifacts
 from backcast.registry import Registry, open_registry
 from backcast.settings import Settings
+from backcast.transforms import AffineMap
 from backcast.versions import Version
-from trainer.config import TrainConfig
+from trainer.archive import ArchivedModel
+from trainer.config import Protocol, TrainConfig
 from trainer.data.dataset import Dataset, MultiHot, resolve_until, write_dataset
 from trainer.data.synth import SynthConfig, synthesize
 from trainer.fitting import EpochReport, OnEpoch
-from trainer.split import Edges
+from trainer.graph import Operator, SparseMatrix
+from trainer.methods import Made, Method, make_version, method, methods
+from trainer.methods.maps import GradientFitted
+from trainer.split import Edges, make_split
+from trainer.step import Step
 from trainer.training import TrainRequest, train_version
 
 TINY = TrainConfig(
@@ -99,8 +105,92 @@ def dense_mean(edges: Edges, users: int, x: Tensor) -> Tensor:
     return torch.stack([x[ns].mean(dim=0) if ns else torch.zeros_like(x[0]) for ns in neighbours])
 
 
+def dense(matrix: SparseMatrix | Tensor) -> Tensor:
+    """Return either form of a matrix as a dense tensor."""
+    return matrix if isinstance(matrix, Tensor) else matrix.dense()
+
+
+def widened(operator: Operator) -> Operator:
+    """Return the operator in float64."""
+    return Operator(_double(operator.matrix), _double(operator.transposed))
+
+
+def _double(matrix: SparseMatrix | Tensor) -> SparseMatrix | Tensor:
+    if isinstance(matrix, Tensor):
+        return matrix.double()
+    return replace(matrix, values=matrix.values.double())
+
+
 def ignore_epochs(_report: EpochReport) -> None:
     """Take note of nothing."""
+
+
+def quick_methods() -> dict[str, Method]:
+    """Return all methods by name; maps fitted by gradient descent take four epochs."""
+    return {name: _quick(found) for name, found in methods().items()}
+
+
+def _quick(found: Method) -> Method:
+    if isinstance(found.maps, GradientFitted):
+        return replace(found, maps=replace(found.maps, epochs=4, first_selected=2))
+    return found
+
+
+def step_of(
+    dataset: Dataset,
+    older: Sequence[Made] = (),
+    *,
+    config: TrainConfig = TINY,
+    chain: Mapping[int, AffineMap] | None = None,
+    gone: Sequence[int] = (),
+    on_epoch: OnEpoch = ignore_epochs,
+) -> Step:
+    """Return the step to the next version after ``older``, the parent its last, in memory.
+
+    Versions are cut at 0.5, 0.6, …; ``chain`` is that of the older maps unless it is given; the
+    models of the versions that are ``gone`` cannot be read.
+    """
+    number = len(older)
+    until = resolve_until(dataset, 0.5 + 0.1 * number)
+
+    def load(version: int) -> ArchivedModel | None:
+        return None if version in gone else older[version].trained.archived
+
+    return Step(
+        number=number,
+        dataset=dataset,
+        split=make_split(dataset, until, None, Protocol.STRICT),
+        config=config,
+        device=torch.device("cpu"),
+        parent=number - 1 if older else None,
+        ancestors=list(reversed(range(number))),
+        chain=chain_of(older) if chain is None else chain,
+        load=load,
+        on_epoch=on_epoch,
+    )
+
+
+def chain_of(made: Sequence[Made]) -> dict[int, AffineMap]:
+    """Return the maps from the last version to all: those trained jointly, if there are any."""
+    last = len(made) - 1
+    chain = {last: AffineMap.identity(made[last].trained.archived.model.width)} if made else {}
+    for version in reversed(range(last)):
+        newer = made[version + 1]
+        link = newer.trained.joint_map or newer.maps.get(version)
+        if link is None:
+            break
+        chain[version] = link.after(chain[version + 1])
+    return chain
+
+
+def make_line(
+    dataset: Dataset, by: Method, versions: int = 3, *, config: TrainConfig = TINY
+) -> list[Made]:
+    """Make versions one on another, in memory."""
+    made: list[Made] = []
+    for _ in range(versions):
+        made.append(make_version(by, step_of(dataset, made, config=config)))
+    return made
 
 
 @dataclass(frozen=True)
@@ -119,6 +209,7 @@ class Workshop:
         *,
         config: TrainConfig = TINY,
         parent: int | None = None,
+        by: str | Method = "bc-aligner",
         on_epoch: OnEpoch = ignore_epochs,
     ) -> Version:
         """Train and register the next version; moments are as ``--until`` takes them."""
@@ -126,6 +217,7 @@ class Workshop:
             self.dataset,
             config,
             resolve_until(self.dataset, until),
+            method(by) if isinstance(by, str) else by,
             None if horizon is None else resolve_until(self.dataset, horizon),
             parent,
         )

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from importlib.metadata import version as library_version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from backcast.alignment import BackwardTransformation
 from backcast.artifacts import Artifacts, dump_json, dump_tensors
 from backcast.errors import ArtifactCorrupt, ArtifactMissing
+from backcast.transforms import AffineMap
 from backcast.versions import Version
 from trainer.features import Vocabulary
 from trainer.model import GraphSAGE
@@ -32,22 +33,32 @@ class ArchivedModel:
     vocabulary: Vocabulary
 
 
+TRAINED = "trained.safetensors"
+"""The map that was trained with M_k, where another one is served: later training looks at it."""
+
+
+def map_file(version: int, *, direct: bool) -> str:
+    """Return the name of the file of a map: of the one to the parent, or of a direct one."""
+    return f"direct-{version}.safetensors" if direct else TRANSFORM
+
+
 def version_files(
-    archived: ArchivedModel,
-    transformation: BackwardTransformation | None,
-    about: Mapping[str, Any],
+    archived: ArchivedModel, maps: Mapping[str, AffineMap], about: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """Return the files of a version: weights as safetensors, the rest as JSON."""
+    """Return the files of a version: weights and maps as safetensors, the rest as JSON.
+
+    Maps are given by file name and stored in float32, as they are served.
+    """
     files = {
         MODEL: _tensors(archived.model.state_dict()),
         VOCABULARY: dump_json(archived.vocabulary.document()),
         ABOUT: dump_json(about),
     }
-    if transformation is not None:
-        weights = {"weight": transformation.weight}
-        if transformation.bias is not None:
-            weights["bias"] = transformation.bias
-        files[TRANSFORM] = _tensors(weights)
+    for name, found in maps.items():
+        arrays = {"weight": found.weight.astype(np.float32)}
+        if found.bias is not None:
+            arrays["bias"] = found.bias.astype(np.float32)
+        files[name] = dump_tensors(arrays)
     return files
 
 
@@ -69,7 +80,8 @@ def load_model(artifacts: Artifacts, version: Version) -> ArchivedModel:
     vocabulary = Vocabulary.from_document(document)
     try:
         architecture = about["architecture"]
-        model = GraphSAGE(architecture["width"], architecture["layers"], vocabulary.sizes)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
+            model = GraphSAGE(architecture["width"], architecture["layers"], vocabulary.sizes)
     except (KeyError, TypeError) as error:
         where = artifacts.url(version.folder, ABOUT)
         raise ArtifactCorrupt(where, "it describes no GraphSAGE") from error

@@ -1,16 +1,22 @@
-"""Commands of the trainer: data, train, publish, demo."""
+"""Commands of the trainer: data, train, publish, methods, benchmark, demo."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from backcast.cli.output import print_json, print_table, progress, say
+from backcast.cli.output import interruptible, print_json, print_table, progress, say
 from backcast.errors import ConfigError
 from trainer.data.cli import app as data_app
 
+if TYPE_CHECKING:
+    from backcast.versions import Version
+
 app = typer.Typer()
 app.add_typer(data_app, name="data")
+
+Number = TypeVar("Number", int, float)
+RECIPE = "How long and fast to train: fast, or published as in the paper."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 UNTIL = "a fraction of the edges, a Unix timestamp or a date"
@@ -31,19 +37,24 @@ def train(
         int | None,
         typer.Option(help="Version to be compatible with.", show_default="newest fit one"),
     ] = None,
-    method: Annotated[str, typer.Option(help="How to align.")] = "bc-aligner",
+    method: Annotated[
+        str, typer.Option(help="How to make it compatible; `backcast methods` lists the ways.")
+    ] = "grown-direct",
+    recipe: Annotated[str, typer.Option(help=RECIPE)] = "fast",
     preset: Annotated[str, typer.Option(help="Where settings start from: small, paper.")] = "small",
     config: Annotated[
         Path | None, typer.Option(help="TOML file with training settings.", show_default=False)
     ] = None,
-    lam: Annotated[float | None, typer.Option("--lambda", help="Weight of the alignment.")] = None,
+    lam: Annotated[
+        float | None, typer.Option("--lambda", help="λ: weight of the alignment in joint methods.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
     protocol: Annotated[str | None, typer.Option(help="strict or paper.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the next version with its backward transformation and register both.
+    """Train the next version with its maps to older versions and register them.
 
     Version 0 is trained on the intended task alone. Interrupting leaves nothing behind.
     """
@@ -53,14 +64,14 @@ def train(
     from trainer.config import TrainConfig
     from trainer.data.dataset import Dataset, resolve_until
     from trainer.fitting import EpochReport
-    from trainer.training import BC_ALIGNER, TrainRequest, train_version
+    from trainer.methods import method as method_named
+    from trainer.training import TrainRequest, train_version
 
-    if method != BC_ALIGNER:
-        raise ConfigError(f"Method {method!r} is unknown; there is {BC_ALIGNER}.")
     settings = Settings.load()
     training = TrainConfig.load(
         preset,
         config,
+        recipe=recipe,
         epochs=epochs,
         alignment_weight=lam,
         protocol=protocol,
@@ -72,35 +83,174 @@ def train(
         dataset,
         training,
         resolve_until(dataset, until),
+        method_named(method),
         None if horizon is None else resolve_until(dataset, horizon),
         parent,
     )
-    try:
-        with (
-            open_registry(settings) as registry,
-            progress("epoch", training.epochs) as advance,
-        ):
+    with (
+        interruptible("Interrupted: nothing was registered."),
+        open_registry(settings) as registry,
+        progress("epoch", training.epochs) as advance,
+    ):
 
-            def on_epoch(report: EpochReport) -> None:
-                advance(report.epoch, describe(report))
+        def on_epoch(report: EpochReport) -> None:
+            advance(report.epoch, describe(report))
 
-            artifacts = Artifacts(settings.artifacts_root)
-            version = train_version(registry, artifacts, request, on_epoch)
-    except KeyboardInterrupt:
-        say("Interrupted: nothing was registered.")
-        raise typer.Exit(130) from None
+        artifacts = Artifacts(settings.artifacts_root)
+        version = train_version(registry, artifacts, request, on_epoch)
     if as_json:
         print_json(
             {
                 "version": version.number,
                 "parent": version.parent,
+                "method": version.method,
                 "dim": version.dim,
                 "until": version.until,
                 **version.details,
             }
         )
     else:
-        _print_trained(version.number, version.dim, version.parent, version.details["metrics"])
+        _print_trained(version)
+
+
+@app.command(epilog="Example: backcast methods")
+def methods(as_json: AsJson = False) -> None:
+    """List the methods of `benchmark`, and which of them `train` can use and λ matters to."""
+    from trainer.methods import methods as known
+
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": m.name,
+                    "title": m.title,
+                    "trainable": m.servable,
+                    "lambda": m.models.default_lambda,
+                    "summary": m.summary,
+                }
+                for m in known().values()
+            ]
+        )
+    else:
+        yes = {True: "yes", False: ""}
+        print_table(
+            ("method", "train", "λ", "what it does"),
+            [
+                (m.name, yes[m.servable], m.models.default_lambda, m.summary)
+                for m in known().values()
+            ],
+        )
+
+
+@app.command(
+    epilog="Example: backcast benchmark --data shop --out report "
+    "--methods non-bc,post-affine,bc-aligner --seeds 0,1,2",
+)
+def benchmark(
+    data: Annotated[Path, typer.Option(help="Data set folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for report and work.", show_default=False)],
+    preset: Annotated[str, typer.Option(help="Where settings start from: small, paper.")] = "small",
+    names: Annotated[
+        str | None,
+        typer.Option("--methods", help="Names, with commas.", show_default="all"),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="strict, or paper as published.", show_default="strict"),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help=RECIPE)] = "fast",
+    lambdas: Annotated[
+        str | None,
+        typer.Option(
+            help="λs of the joint methods, with commas.", show_default="16; with --frontier, seven"
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, with commas.")] = "0",
+    frontier: Annotated[
+        bool,
+        typer.Option("--frontier", help="The trade-off over many λ, for consumers of version 0."),
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with training settings.", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each version.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one a core; one on a GPU")
+    ] = None,
+) -> None:
+    """Train five versions by each method, measure them, and write a report.
+
+    What is finished is kept in OUT/work: the same command goes on where it was stopped.
+    """
+    from backcast.settings import Settings
+    from trainer.config import TrainConfig
+    from trainer.evaluation import benchmark as bench
+    from trainer.evaluation.consumers import PAPER, SMALL
+    from trainer.evaluation.report import write_report
+    from trainer.evaluation.table import NOTHING, headings, lines
+    from trainer.methods import methods as known
+
+    training = TrainConfig.load(
+        preset,
+        config,
+        recipe=recipe,
+        epochs=epochs,
+        protocol=protocol,
+        device=device or Settings.load().device,
+    )
+    given = training.alignment_weight
+    usual = bench.FRONTIER_LAMBDAS if frontier else () if given is None else (given,)
+    plan = bench.Plan(
+        data=data,
+        out=out,
+        preset=preset,
+        training=training,
+        consumers=PAPER if preset == "paper" else SMALL,
+        methods=tuple(known() if names is None else _listed(names)),
+        seeds=_numbers("--seeds", seeds, int),
+        lambdas=usual if lambdas is None else _numbers("--lambdas", lambdas, float),
+        consumed=(0,) if frontier else None,
+    )
+    with interruptible("Stopped. What is finished is kept: the same command goes on from there."):
+        with progress("benchmark", bench.count_units(plan), estimated=False) as advance:
+            results = bench.run(
+                plan,
+                processes=processes or bench.default_processes(training.device),
+                told=lambda done, _total, note: advance(done, note),
+            )
+        written = write_report(results, out)
+    print_table(
+        headings(results),
+        [
+            [
+                None if text == NOTHING else text
+                for text in (
+                    line.title,
+                    line.lam,
+                    *(cell.text for cell in line.cells),
+                    *line.published,
+                )
+            ]
+            for line in lines(results)
+        ],
+        title=f"{results.dataset}, protocol {results.protocol}",
+    )
+    untested = bench.untested_tasks(results)
+    if untested:
+        say(f"Not tested, for want of examples of both classes: {', '.join(untested)}.")
+    say(f"Report: {next(path for path in written if path.suffix == '.html')}")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(kind(part) for part in _listed(text))
+    except ValueError:
+        raise ConfigError(f"{option}: {text!r} is no list of numbers with commas.") from None
 
 
 def describe(report: Any) -> str:
@@ -113,15 +263,20 @@ def describe(report: Any) -> str:
     return " · ".join(words)
 
 
-def _print_trained(number: int, dim: int, parent: int | None, metrics: dict[str, Any]) -> None:
-    to = "" if parent is None else f", compatible with version {parent}"
-    shown = [(name, value) for name, value in metrics.items() if value is not None]
+def _print_trained(version: "Version") -> None:
+    to = "" if version.parent is None else f", compatible with version {version.parent}"
+    metrics = version.details["metrics"].items()
     print_table(
         ("metric", "value"),
-        [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in shown],
-        title=f"Version {number} is registered: {dim} dimensions{to}",
+        [
+            (name, f"{value:.4f}" if isinstance(value, float) else value)
+            for name, value in metrics
+            if value is not None
+        ],
+        title=f"Version {version.number} is registered: {version.dim} dimensions{to}",
     )
-    say(f"Next: backcast publish {number}, then backcast promote {number}")
+    say(f"Method: {version.method}")
+    say(f"Next: backcast publish {version.number}, then backcast promote {version.number}")
 
 
 @app.command(epilog="Example: backcast publish 1 --data shop")

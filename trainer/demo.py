@@ -14,31 +14,38 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import httpx2
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from backcast.artifacts import Artifacts
 from backcast.cli.output import progress
 from backcast.client import Client
-from backcast.errors import ConfigError, ServiceError
+from backcast.errors import ConfigError, DataError, ServiceError
 from backcast.registry import Registry, open_registry
 from backcast.settings import Settings
 from backcast.stores import open_store
 from backcast.versions import OperationState, Scope, Version
 from trainer.archive import load_model
-from trainer.config import TrainConfig
-from trainer.consumers import Consumer, RatedItems, rated_items
+from trainer.config import Protocol, TrainConfig
 from trainer.data.dataset import Dataset, resolve_until, write_dataset
 from trainer.data.synth import SynthConfig, synthesize
+from trainer.evaluation.consumers import Consumers, train_consumers
+from trainer.evaluation.tasks import ITEM_RATING_AVG, Timeline
+from trainer.methods import DEFAULT_METHOD, method
 from trainer.publishing import publish_version, run_model
 from trainer.training import TrainRequest, train_version
 
 FIRST_CUT, STEP = 0.5, 0.1
+TASK = ITEM_RATING_AVG
 _MARK = ".made-by-backcast-demo"
 _START_SECONDS = 60.0
+_LAMBDA = 1.0
+"""More than the default: the story is about the consumer, and generated data leave it room."""
+_NO_USERS = torch.empty(0, 0)
 
 Say = Callable[[str], None]
 
@@ -187,15 +194,20 @@ class _Story:
         self._registry, self._client, self._say = registry, client, say
         self._artifacts = Artifacts(settings.artifacts_root)
         self._training = TrainConfig.load(
+            alignment_weight=_LAMBDA,
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,
             device=settings.device,
         )
-        first = self._cut(0)
-        self._at_start = rated_items(dataset, known_by=first, rated_until=first)
-        self._threshold = float(np.median(self._at_start.means))
-        self._consumer: Consumer | None = None
+        cuts = [self._cut(k) for k in range(config.versions + 1)]
+        self._timeline = Timeline(dataset, cuts, Protocol.STRICT)
+        self._examples = TASK.training(self._timeline, 0)
+        if not self._examples.has_both_classes:
+            raise DataError(
+                f"{dataset.folder}: no items with more than 10 ratings and different means yet."
+            )
+        self._consumers: Consumers | None = None
 
     def chapter(self, k: int) -> Chapter:
         """Train, publish and promote version k; then look at it as the consumer does."""
@@ -209,17 +221,16 @@ class _Story:
             device=self._settings.device,
         )
         self._promote(k)
-        if self._consumer is None:
-            self._consumer = self._train_consumer()
-        now = rated_items(self._dataset, known_by=self._cut(k), rated_until=self._cut(k + 1))
-        served = self._fetch(now, version=0)
-        latest = self._fetch(now, version=k)[:, : served.shape[1]]
+        if self._consumers is None:
+            self._consumers = self._train_consumers()
+        served = self._fetch(k, version=0)
+        latest = self._fetch(k, version=k)[:, : served.shape[1]]
         return Chapter(
             version=k,
             dim=version.dim,
-            auc_compatible=self._auc(self._consumer, served, now),
-            auc_latest=self._auc(self._consumer, np.ascontiguousarray(latest), now),
-            auc_true=self._auc(self._consumer, self._true_vectors(now, k), now),
+            auc_compatible=self._auc(self._consumers, k, served),
+            auc_latest=self._auc(self._consumers, k, latest),
+            auc_true=self._auc(self._consumers, k, self._true_vectors(k)),
             recall_at_50=version.details["metrics"]["recall_at_50"],
             bytes_stored=self._bytes_stored(),
             bytes_keep_all=self._bytes_keep_all(k),
@@ -229,7 +240,9 @@ class _Story:
         return resolve_until(self._dataset, f"{FIRST_CUT + STEP * k:.1f}")
 
     def _train(self, k: int) -> Version:
-        request = TrainRequest(self._dataset, self._training, self._cut(k), self._cut(k + 1))
+        request = TrainRequest(
+            self._dataset, self._training, self._cut(k), method(DEFAULT_METHOD), self._cut(k + 1)
+        )
         with progress(f"training version {k}, epoch", self._config.epochs) as advance:
             return train_version(
                 self._registry,
@@ -247,25 +260,30 @@ class _Story:
             raise ServiceError(f"Version {k} was not promoted: {operation['error']['message']}")
         self._say(f"Version {k} is live.")
 
-    def _train_consumer(self) -> Consumer:
-        vectors = self._fetch(self._at_start, version=0)
-        self._say(f"A consumer trains on {len(vectors)} ver-0 vectors, once.")
-        return Consumer(vectors, self._at_start.labels(self._threshold))
+    def _train_consumers(self) -> Consumers:
+        self._say(f"A consumer trains on {len(self._examples)} ver-0 vectors, once.")
+        vectors = self._fetch(0, version=0)
+        return train_consumers(self._timeline, 0, lambda _k: (_NO_USERS, vectors), tasks=(TASK,))
 
-    def _fetch(self, rated: RatedItems, version: int) -> NDArray[np.float32]:
-        ids = self._dataset.item_ids[rated.items].tolist()
-        answer = self._client.get_many(ids, version=version)
+    def _fetch(self, k: int, version: int) -> Tensor:
+        """Return the vectors of all items known at cut k, as version k serves them."""
+        known = self._dataset.items_known(self._cut(k))
+        answer = self._client.get_many(self._dataset.item_ids[:known].tolist(), version=version)
         if answer.missing:
             raise ServiceError(f"{len(answer.missing)} items have no vector.")
-        return answer.vectors
+        return torch.from_numpy(answer.vectors)
 
-    def _auc(self, consumer: Consumer, vectors: NDArray[np.float32], rated: RatedItems) -> float:
-        return consumer.roc_auc(vectors, rated.labels(self._threshold))
+    def _auc(self, consumers: Consumers, k: int, items: Tensor) -> float:
+        examples = TASK.test(self._timeline, 0, k)
+        aucs = consumers.auc_on(TASK.name, examples, _NO_USERS, items)
+        if aucs is None:
+            raise DataError(f"{self._dataset.folder}: all much-rated items have one label at {k}.")
+        return fmean(aucs)
 
-    def _true_vectors(self, rated: RatedItems, k: int) -> NDArray[np.float32]:
+    def _true_vectors(self, k: int) -> Tensor:
         archived = load_model(self._artifacts, self._registry.versions.get(0))
         _, _, items = run_model(archived, self._dataset, self._cut(k), self._settings.device)
-        return items[rated.items]
+        return torch.from_numpy(items)
 
     def _bytes_stored(self) -> int:
         store = open_store(self._settings)

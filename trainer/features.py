@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from backcast.errors import DataError
 from trainer.data.dataset import Dataset
@@ -48,6 +47,10 @@ class Vocabulary:
         """Number of known values by attribute."""
         return {name: len(known) for name, known in self.values.items()}
 
+    def numbers(self, attribute: str) -> dict[str, int]:
+        """Number the known values of an attribute."""
+        return {value: number for number, value in enumerate(self.values[attribute])}
+
     def document(self) -> dict[str, list[str]]:
         """Return the vocabulary as a JSON document."""
         return {name: list(known) for name, known in self.values.items()}
@@ -60,8 +63,8 @@ class Vocabulary:
     def encode(self, dataset: Dataset, items: int) -> "ItemFeatures":
         """Number the attribute values of the first ``items`` items; unknown ones are counted."""
         bags, unknown = {}, {}
-        for name, known in self.values.items():
-            number = {value: at for at, value in enumerate(known)}
+        for name in self.values:
+            number = self.numbers(name)
             column = dataset.attributes.get(name)
             if column is None:
                 raise DataError(
@@ -74,26 +77,44 @@ class Vocabulary:
             kept = numbers >= 0
             sizes = np.bincount(owners[kept], minlength=items)
             offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1].astype(np.int64)
-            bags[name] = (torch.from_numpy(numbers[kept]), torch.from_numpy(offsets))
+            bags[name] = (numbers[kept], offsets)
             unknown[name] = int((~kept).sum())
-        return ItemFeatures(items, bags, unknown)
+        return ItemFeatures(items, self.sizes, bags, unknown)
 
 
 @dataclass(frozen=True, eq=False)
 class ItemFeatures:
-    """Attribute values of n items in the layout of ``torch.nn.EmbeddingBag``.
+    """Attribute values of n items by their place in one table of all attributes' values.
 
     Attributes:
         items: n.
+        sizes: by attribute, how many values the table holds; attributes follow one another in it.
         bags: by attribute, value numbers int64 (V,) and bag starts int64 (n,).
         unknown: by attribute, how many values the vocabulary does not hold.
     """
 
     items: int
-    bags: Mapping[str, tuple[Tensor, Tensor]]
+    sizes: Mapping[str, int]
+    bags: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     unknown: Mapping[str, int]
 
-    def to(self, device: torch.device) -> "ItemFeatures":
-        """Return the features on ``device``."""
-        moved = {n: (v.to(device), o.to(device)) for n, (v, o) in self.bags.items()}
-        return ItemFeatures(self.items, moved, self.unknown)
+    @property
+    def table_size(self) -> int:
+        """Number of values of all attributes."""
+        return sum(self.sizes.values())
+
+    def entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Return rows, columns and values of the (n, table) matrix of the items' inputs.
+
+        An item's input is the sum over attributes of the mean of its values' embeddings, so its row
+        holds 1/count at each value of an attribute, and nothing for an attribute without values.
+        """
+        rows, columns, values, start = [], [], [], 0
+        for name, (numbers, offsets) in self.bags.items():
+            counts = np.diff(np.append(offsets, len(numbers)))
+            owners = np.repeat(np.arange(self.items), counts)
+            rows.append(owners)
+            columns.append(numbers + start)
+            values.append((1.0 / counts[owners]).astype(np.float32))
+            start += self.sizes[name]
+        return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)

@@ -3,21 +3,21 @@
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from backcast.alignment import AlignmentLoss, BackwardTransformation
+from backcast.alignment import AlignmentLoss
 from backcast.errors import InvalidInput
 from trainer.config import TrainConfig
 from trainer.graph import Graph
-from trainer.model import GraphSAGE, embed
+from trainer.model import GraphSAGE, embed, set_statistics
 from trainer.ranking import recall_at_k
-from trainer.sampling import Batch, PairSampler
+from trainer.sampling import PairSampler
 from trainer.split import Edges, Holdout
 
 
@@ -26,14 +26,16 @@ class JointAlignment:
     """What M_k is aligned to while it is trained; only ``transformation`` is trained with it.
 
     Attributes:
-        transformation: B_k.
+        transformation: B_k, (N, D_k) to (N, D_{k-1}).
         loss: the alignment loss, its Gram matrix made of the frozen older maps.
         target: z_{k-1}, (U + I, D_parent): M_{k-1} in evaluation mode on the training graph.
+        over_nodes: average over all nodes, not over the batch's users, positives and negatives.
     """
 
-    transformation: BackwardTransformation
+    transformation: nn.Module
     loss: AlignmentLoss
     target: Tensor
+    over_nodes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class EpochReport:
     best_recall: float | None
 
 
+PAPER_LAMBDA = 16.0
 OnEpoch = Callable[[EpochReport], None]
 
 
@@ -85,21 +88,28 @@ def fit(
 ) -> FitResult:
     """Minimise L_k(M_k) + λ L_align(B_k ∘ M_k, M_{k-1}) and leave the best epoch in ``model``.
 
-    The epoch is chosen by Recall@50 on ``selection``; without one the last epoch stays.
+    With ``config.averaging`` what is evaluated and left is the average of the weights along the
+    way (:class:`WeightAverage`). The epoch is chosen by Recall@50 on ``selection``; without one the
+    last epoch stays. With ``config.patience`` training ends that many epochs after the best one.
     Deterministic for a given seed and number of threads on the CPU: pairs come from a generator
     seeded with ``config.seed``, and nothing else is drawn.
     """
     sampler = PairSampler(positives, graph.items, torch.Generator().manual_seed(config.seed))
-    optimizers = _optimizers(model, joint, config.learning_rate)
-    best = _Best(model, None if joint is None else joint.transformation)
+    optimizers = _optimizers(model, joint, config)
+    trained = nn.ModuleList([model] if joint is None else [model, joint.transformation])
+    average = WeightAverage(trained) if config.averaging else None
+    kept = trained if average is None else average.modules
+    best = _Best(kept)
     first_selected = min(config.first_selected_epoch, config.epochs // 2) if joint else 0
     started = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
-        losses = _epoch(model, graph, sampler, optimizers, joint, config)
+        losses = _epoch(model, graph, sampler, optimizers, joint, config, average)
         recall = None
         evaluate = epoch % config.evaluate_every == 0 or epoch == config.epochs
         if selection is not None and evaluate:
-            recall = selection.recall(model)
+            if average is not None:
+                average.normalise(graph)
+            recall = selection.recall(cast("GraphSAGE", kept[0]))
             if epoch >= first_selected:
                 best.offer(epoch, recall)
         if not math.isfinite(losses[0]):
@@ -109,86 +119,142 @@ def fit(
             )
         seconds = time.perf_counter() - started
         on_epoch(EpochReport(epoch, config.epochs, seconds, *losses, recall, best.recall))
-    if best.recall is None:
-        return FitResult(config.epochs, None, time.perf_counter() - started)
-    best.restore()
-    return FitResult(best.epoch, best.recall, time.perf_counter() - started)
+        if best.recall is not None and epoch - best.epoch >= (config.patience or math.inf):
+            break
+    if best.recall is not None:
+        best.restore(trained)
+    elif average is not None:
+        average.normalise(graph)
+        trained.load_state_dict(kept.state_dict())
+    epoch = config.epochs if best.recall is None else best.epoch
+    return FitResult(epoch, best.recall, time.perf_counter() - started)
 
 
 def _optimizers(
-    model: GraphSAGE, joint: JointAlignment | None, learning_rate: float
+    model: GraphSAGE, joint: JointAlignment | None, config: TrainConfig
 ) -> list[torch.optim.Optimizer]:
     modules: list[nn.Module] = [model] if joint is None else [model, joint.transformation]
-    return [torch.optim.Adam(module.parameters(), lr=learning_rate) for module in modules]
+    trained = [list(module.parameters()) for module in modules]
+    return [
+        torch.optim.Adam(weights, lr=config.learning_rate, fused=True)
+        for weights in trained
+        if weights
+    ]
 
 
 def _epoch(
     model: GraphSAGE,
     graph: Graph,
     sampler: PairSampler,
-    optimizers: list[torch.optim.Optimizer],
+    optimizers: Sequence[torch.optim.Optimizer],
     joint: JointAlignment | None,
     config: TrainConfig,
+    average: "WeightAverage | None",
 ) -> tuple[float, float | None]:
     """Run one epoch; return the mean loss and the mean alignment loss over its batches."""
     model.train()
-    totals, batches = torch.zeros(2), 0
+    device = model.user.device
+    lam = PAPER_LAMBDA if config.alignment_weight is None else config.alignment_weight
+    totals, batches = torch.zeros(2, device=device), 0
     for batch in sampler.epoch(config.batch_size):
-        rows = _rows(batch, graph)
+        rows = [batch.users, batch.positives + graph.users, batch.negatives + graph.users]
+        rows = [numbers.to(device, non_blocking=True) for numbers in rows]
+        weights = node_weights(rows, graph.users + graph.items)
         z = model(graph)  # (U + I, D_k)
-        # Not z[index]: its backward pass adds up in parallel, in an order that changes every time.
-        parts = [z.index_select(0, index) for index in rows]  # (b, D_k) each
-        intended = bpr_loss(*parts, weight_decay=config.weight_decay)
+        loss = bpr_loss(z, *rows, weights=weights, weight_decay=config.weight_decay)
         alignment = z.new_zeros(())
         if joint is not None:
-            for part, index in zip(parts, rows, strict=True):
-                alignment = alignment + joint.loss(joint.transformation(part), joint.target[index])
-        loss = intended + config.alignment_weight * alignment
+            mapped = joint.transformation(z)
+            alignment = joint.loss(mapped, joint.target, None if joint.over_nodes else weights)
+            loss = loss + lam * alignment
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         for optimizer in optimizers:
             optimizer.step()
-        totals += torch.stack([loss.detach(), alignment.detach()]).cpu()
+        if average is not None:
+            average.update()
+        totals += torch.stack([loss.detach(), alignment.detach()])
         batches += 1
     mean_loss, mean_alignment = (totals / batches).tolist()
     return mean_loss, None if joint is None else mean_alignment
 
 
-def _rows(batch: Batch, graph: Graph) -> list[Tensor]:
-    device = graph.adjacency.mean_of.device
-    offsets = (0, graph.users, graph.users)
-    numbers = (batch.users, batch.positives, batch.negatives)
-    return [n.to(device) + offset for n, offset in zip(numbers, offsets, strict=True)]
+def node_weights(rows: Sequence[Tensor], nodes: int) -> Tensor:
+    """Return float32 (nodes,): how often a node is a user, a positive or a negative, over b.
+
+    What is averaged over the pairs' users, their positives and their negatives, and added up, is
+    the same sum over nodes with these weights, each node looked at once.
+    """
+    counts = torch.bincount(torch.cat(list(rows)), minlength=nodes)
+    return counts.to(torch.float32) / len(rows[0])
 
 
-def bpr_loss(users: Tensor, positives: Tensor, negatives: Tensor, *, weight_decay: float) -> Tensor:
+def bpr_loss(
+    z: Tensor,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    weights: Tensor,
+    weight_decay: float,
+) -> Tensor:
     """Return the BPR loss with the decay of the output vectors that the authors use.
 
-    mean softplus(u·n − u·p) + weight_decay · ½ (‖u‖² + ‖p‖² + ‖n‖²) / b, over b rows.
+    mean softplus(u·n − u·p) + weight_decay · ½ (‖u‖² + ‖p‖² + ‖n‖²) / b, over b pairs.
 
     Shapes:
-        users, positives, negatives (b, D); the result is a scalar.
+        z (N, D); users, positives, negatives int64 (b,), rows of z; weights (N,), from
+        :func:`node_weights`; the result is a scalar.
     """
-    margin = (users * positives).sum(dim=1) - (users * negatives).sum(dim=1)  # (b,)
-    squares = sum(part.square().sum() for part in (users, positives, negatives))
-    return softplus(-margin).mean() + weight_decay * 0.5 * squares / len(users)
+    # Not z[users]: its backward pass adds up in parallel, in an order that changes every time.
+    difference = z.index_select(0, positives) - z.index_select(0, negatives)  # (b, D)
+    margin = (z.index_select(0, users) * difference).sum(dim=1)  # (b,)
+    squares = torch.dot(weights, torch.linalg.vecdot(z, z))
+    return softplus(-margin).mean() + weight_decay * 0.5 * squares
+
+
+class WeightAverage:
+    """The average of weights along the way of training, most of it from the last tenth of it.
+
+    After step t: w̄ ← w̄ + 10/(t + 10) · (w − w̄), polynomial-decay averaging with η = 9 (Shamir and
+    Zhang, ICML 2013). It does away with most of the noise that a large learning rate leaves in the
+    weights, whenever training ends, so that no schedule has to be known beforehand.
+
+    Args:
+        trained: what is trained; a GraphSAGE first.
+    """
+
+    def __init__(self, trained: nn.ModuleList) -> None:
+        self.modules = copy.deepcopy(trained)
+        self._steps = 0
+        self._from: list[Tensor] = list(trained.parameters())
+        self._to: list[Tensor] = list(self.modules.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        self._steps += 1
+        torch._foreach_lerp_(self._to, self._from, 10.0 / (self._steps + 10.0))
+
+    def normalise(self, graph: Graph) -> None:
+        """Set BatchNorm's statistics, which no average of weights gives, to those of ``graph``."""
+        set_statistics(cast("GraphSAGE", self.modules[0]), graph)
 
 
 class _Best:
     """The best epoch so far, kept as a copy of the weights."""
 
-    def __init__(self, *modules: nn.Module | None) -> None:
-        self._modules = [module for module in modules if module is not None]
-        self._states: list[dict[str, Any]] = []
+    def __init__(self, kept: nn.Module) -> None:
+        self._kept = kept
+        self._state: dict[str, Any] = {}
         self.epoch = 0
         self.recall: float | None = None
 
     def offer(self, epoch: int, recall: float) -> None:
         if self.recall is None or recall > self.recall:
             self.epoch, self.recall = epoch, recall
-            self._states = [copy.deepcopy(module.state_dict()) for module in self._modules]
+            self._state = copy.deepcopy(self._kept.state_dict())
 
-    def restore(self) -> None:
-        for module, state in zip(self._modules, self._states, strict=True):
-            module.load_state_dict(state)
+    def restore(self, to: nn.Module) -> None:
+        to.load_state_dict(self._state)

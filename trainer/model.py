@@ -1,14 +1,14 @@
 """GraphSAGE over users and items (the paper's section 5.2), full graph."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from trainer.features import ItemFeatures
-from trainer.graph import Adjacency, Graph
+from trainer.graph import Graph, Operator
 
 with warnings.catch_warnings():  # on import PyG calls torch.jit.script, which torch deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -44,33 +44,51 @@ class GraphSAGE(nn.Module):
         self.convolutions = nn.ModuleList(FullGraphConv(width, width) for _ in range(layers))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(layers))
 
+    @property
+    def stack(self) -> Sequence[tuple["FullGraphConv", nn.BatchNorm1d]]:
+        """Convolution and BatchNorm of each layer."""
+        pairs = zip(self.convolutions, self.norms, strict=True)
+        return [(cast("FullGraphConv", c), cast("nn.BatchNorm1d", norm)) for c, norm in pairs]
+
+    def table(self, attribute: str) -> Tensor:
+        """Return the vectors of an attribute's values, (V, D_k)."""
+        bag = self.attributes[self.attribute_names.index(attribute)]
+        return cast("nn.EmbeddingBag", bag).weight
+
     def forward(self, graph: Graph) -> Tensor:
         """Embed all nodes of ``graph``."""
-        items = self.embed_items(graph.features)  # (I, D)
-        x = torch.cat([self.user.expand(graph.users, -1), items])  # (U + I, D)
-        for depth, (convolution, norm) in enumerate(
-            zip(self.convolutions, self.norms, strict=True)
-        ):
-            x = norm(convolution(x, graph.adjacency))
-            if depth < self.layers - 1:
-                x = x.relu()
-        return x
-
-    def embed_items(self, features: ItemFeatures) -> Tensor:
-        """Return the items' input vectors (I, D); an item without known values gets zeros."""
-        parts = [
-            bag(*features.bags[name])
-            for name, bag in zip(self.attribute_names, self.attributes, strict=True)
-        ]
-        return cast("Tensor", sum(parts))
+        (first, first_norm), *rest = self.stack
+        values = [self.table(name) for name in self.attribute_names]
+        table = torch.cat([*values, self.user[None]])  # (V + 1, D)
+        messages, own = linear(table, first.lin_l.weight), linear(table, first.lin_r.weight)
+        x = graph.inputs(torch.cat([messages, own, first.lin_l.bias[None]]))  # (U + I, D)
+        x = first_norm(x)
+        for convolution, norm in rest:
+            x = norm(convolution(x.relu_(), graph.mean))
+        return cast("Tensor", x)
 
 
 class FullGraphConv(SAGEConv):  # type: ignore[misc]
-    """PyG's SAGEConv with the mean over neighbours taken by :class:`Adjacency`."""
+    """PyG's SAGEConv with the mean over neighbours as one prepared operator."""
 
-    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+    def forward(self, x: Tensor, mean: Operator) -> Tensor:
         """Map (N, D) to (N, D)."""
-        return cast("Tensor", self.lin_l(adjacency.mean(x)) + self.lin_r(x))
+        messages = linear(mean(x), self.lin_l.weight, self.lin_l.bias)
+        return messages.addmm_(x, self.lin_r.weight.T)
+
+
+@torch.no_grad()
+def set_statistics(model: GraphSAGE, graph: Graph) -> None:
+    """Set BatchNorm's statistics to those of ``graph``, of all nodes in one pass."""
+    was_training = model.training
+    momenta = [norm.momentum for _, norm in model.stack]
+    model.train()
+    for _, norm in model.stack:
+        norm.momentum = 1.0
+    model(graph)
+    for (_, norm), momentum in zip(model.stack, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)
 
 
 @torch.no_grad()

@@ -10,6 +10,9 @@ from torch import Tensor
 from backcast.errors import DataError
 from trainer.split import Edges
 
+_TABLE_BYTES = 1 << 27
+"""A table of all pairs, one byte each, is held up to this size; else pairs are searched for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -47,6 +50,11 @@ class PairSampler:
         self._degrees = torch.from_numpy(degrees)
         self._starts = self._degrees.cumsum(0) - self._degrees
         self._keys = torch.from_numpy(keys)  # sorted, so also grouped by user
+        self._table: Tensor | None = None
+        size = (int(users[-1]) + 1) * items
+        if size <= _TABLE_BYTES:
+            self._table = torch.zeros(size, dtype=torch.bool)
+            self._table[self._keys] = True
         self._items = items
         self._pairs = len(edges)
         self._generator = generator
@@ -72,5 +80,7 @@ class PairSampler:
 
     def _is_positive(self, users: Tensor, items: Tensor) -> Tensor:
         wanted = users * self._items + items
+        if self._table is not None:
+            return self._table[wanted]
         at = torch.searchsorted(self._keys, wanted).clamp(max=len(self._keys) - 1)
         return self._keys[at] == wanted

@@ -75,6 +75,8 @@ class Split:
     Attributes:
         train: the edges of the training graph, and the positive pairs.
         users, items: how many nodes the training graph has.
+        known: all edges of the data that the version may use; what it is first served for, and
+            where closed-form maps are fitted. As published, it is the training graph.
         selection: where the best epoch is chosen, None where it has no targets.
         test: where the result is measured, None without later data.
     """
@@ -82,6 +84,7 @@ class Split:
     train: Edges
     users: int
     items: int
+    known: Edges
     selection: Holdout | None
     test: Holdout | None
 
@@ -103,11 +106,16 @@ def make_split(dataset: Dataset, until: int, horizon: int | None, protocol: Prot
                 "protocol=paper selects on the edges after --until: give --horizon, "
                 "or use protocol=strict."
             )
-        return Split(test.visible, test.users, test.items, test, test)
+        return Split(test.visible, test.users, test.items, test.visible, test, test)
     fitted = math.ceil(STRICT_FIT_SHARE * known)
     train = _edges(dataset, 0, fitted)
     return Split(
-        train, _known(train.users), _known(train.items), holdout(dataset, fitted, known), test
+        train,
+        _known(train.users),
+        _known(train.items),
+        _edges(dataset, 0, known),
+        holdout(dataset, fitted, known),
+        test,
     )
 
 

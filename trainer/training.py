@@ -1,30 +1,33 @@
 """Train the next version and register it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
 from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
 from backcast.devices import choose_device
-from backcast.errors import Conflict, InvalidInput, UnknownVersion
-from backcast.lifecycle import backward_map, register_version
+from backcast.errors import ArtifactMissing, Conflict, InvalidInput, UnknownVersion
+from backcast.lifecycle import register_version
 from backcast.registry import Catalog, Registry, VersionDraft
-from backcast.versions import Lineage, Version, VersionState
-from trainer.archive import ArchivedModel, library_versions, load_model, version_files
+from backcast.transforms import AffineMap
+from backcast.versions import Lineage, Transform, Version, VersionState
+from trainer.archive import (
+    TRAINED,
+    ArchivedModel,
+    library_versions,
+    load_model,
+    map_file,
+    version_files,
+)
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.features import Vocabulary
-from trainer.fitting import FitResult, JointAlignment, OnEpoch, Selection, fit
-from trainer.graph import Graph
-from trainer.model import GraphSAGE, embed
-from trainer.split import Holdout, Split, make_split
+from trainer.fitting import OnEpoch
+from trainer.methods import Made, Method, make_version, methods
+from trainer.split import make_split
+from trainer.step import Step
 
-BC_ALIGNER = "bc-aligner"
 INTENDED_ONLY = "intended-only"
 # The number is not final until the row is written: another trainer may take it meanwhile.
 _REGISTRY_ONLY = {"number", "folder", "files", "transforms"}
@@ -37,6 +40,7 @@ class TrainRequest:
 
     Attributes:
         until: timestamp up to which interactions are used.
+        method: how M_k and its maps come about.
         horizon: timestamp up to which the result is measured, None for no such measurement.
         parent: version to be compatible with, None for the newest fit one.
     """
@@ -44,6 +48,7 @@ class TrainRequest:
     dataset: Dataset
     config: TrainConfig
     until: int
+    method: Method
     horizon: int | None = None
     parent: int | None = None
 
@@ -51,10 +56,10 @@ class TrainRequest:
 def train_version(
     registry: Registry, artifacts: Artifacts, request: TrainRequest, on_epoch: OnEpoch
 ) -> Version:
-    """Train the next version and register it with its map; nothing is written before the end.
+    """Train the next version and register it with its maps; nothing is written before the end.
 
-    Version 0 is trained on the intended task alone, each later one with BC-Aligner: M_k and W_k
-    jointly, the parent and all older maps frozen.
+    The first version is trained on the intended task alone, each later one by the method asked for,
+    the parent and all older maps frozen.
 
     Raises:
         UnknownVersion: the parent does not exist. Conflict: it is rolled back or retired.
@@ -65,34 +70,68 @@ def train_version(
             f"The horizon {request.horizon} is not after the cut-off {request.until}: "
             "there is nothing to measure on. Give a later --horizon."
         )
+    if not request.method.servable:
+        servable = ", ".join(name for name, known in methods().items() if known.servable)
+        raise InvalidInput(
+            f"{request.method.title} has no map to serve old versions through. "
+            f"Train with one of {servable}."
+        )
+    if request.config.alignment_weight is None:
+        own = {"alignment_weight": request.method.models.default_lambda}
+        request = replace(request, config=request.config.model_copy(update=own))
     artifacts.check_writable()
     catalog = registry.deployments.catalog()
     parent = choose_parent(catalog, request.parent)
-    number = registry.versions.next_number()
-    config, device = request.config, choose_device(request.config.device)
-    split = make_split(request.dataset, request.until, request.horizon, config.protocol)
-    vocabulary = Vocabulary.of(request.dataset, split.items, config.min_value_count)
-    graph = Graph.of(request.dataset, split.train, split.users, split.items, vocabulary).to(device)
+    step = _step(catalog, artifacts, request, parent, registry.versions.next_number(), on_epoch)
+    if step.parent is not None:
+        step.load(step.parent)  # so that a damaged parent is found before training, not after
+    made = make_version(request.method, step)
+    return _register(registry, artifacts, request, step, made)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        model = GraphSAGE(config.width(number), config.depth(number), vocabulary.sizes).to(device)
-        joint = None
-        if parent is not None:
-            target = _parent_vectors(artifacts, parent, request.dataset, split, device)
-            joint = _joint_alignment(catalog, artifacts, parent, model.width, target)
 
-    selection = _selection(split.selection, request.dataset, vocabulary, device)
-    result = fit(
-        model, graph, split.train, config, joint=joint, selection=selection, on_epoch=on_epoch
+def _step(
+    catalog: Catalog,
+    artifacts: Artifacts,
+    request: TrainRequest,
+    parent: Version | None,
+    number: int,
+    on_epoch: OnEpoch,
+) -> Step:
+    by_number = {version.number: version for version in catalog.versions}
+
+    def load(version: int) -> ArchivedModel | None:
+        try:
+            return load_model(artifacts, by_number[version])
+        except ArtifactMissing:
+            # The parent's model is indispensable; an older one is only good for a direct map.
+            if parent is not None and version == parent.number:
+                raise
+            return None
+
+    dataset, config = request.dataset, request.config
+    return Step(
+        number=number,
+        dataset=dataset,
+        split=make_split(dataset, request.until, request.horizon, config.protocol),
+        config=config,
+        device=choose_device(config.device),
+        parent=None if parent is None else parent.number,
+        ancestors=[] if parent is None else Lineage.of(catalog.versions).chain(parent.number),
+        chain={} if parent is None else _trained_chain(catalog, artifacts, parent),
+        load=load,
+        on_epoch=on_epoch,
     )
-    test = _selection(split.test, request.dataset, vocabulary, device)
-    metrics = {
-        **_metrics(result, model, joint, graph),
-        "recall_at_50": None if test is None else test.recall(model),
-    }
-    trained = _Trained(number, parent, ArchivedModel(model, vocabulary), joint, metrics)
-    return _register(registry, artifacts, request, trained)
+
+
+def _trained_chain(catalog: Catalog, artifacts: Artifacts, parent: Version) -> dict[int, AffineMap]:
+    """Return W_parent^j, composed of the maps as they were trained, where others are served."""
+    by_number = {version.number: version for version in catalog.versions}
+    kept = [
+        replace(t, file=TRAINED, affine=False) if TRAINED in by_number[t.source].files else t
+        for t in catalog.transforms
+        if not t.direct
+    ]
+    return load_chain(replace(catalog, transforms=kept), artifacts, parent.number)
 
 
 def choose_parent(catalog: Catalog, wanted: int | None) -> Version | None:
@@ -123,80 +162,27 @@ def choose_parent(catalog: Catalog, wanted: int | None) -> Version | None:
     return max(fit_parents, key=lambda v: v.number, default=None)
 
 
-def _parent_vectors(
-    artifacts: Artifacts, parent: Version, dataset: Dataset, split: Split, device: torch.device
-) -> Tensor:
-    """Return z_{k-1}, (U + I, D_parent): the parent on version k's graph, new nodes included."""
-    archived = load_model(artifacts, parent)
-    graph = Graph.of(dataset, split.train, split.users, split.items, archived.vocabulary)
-    return torch.cat(embed(archived.model.to(device), graph.to(device)))
-
-
-def _joint_alignment(
-    catalog: Catalog, artifacts: Artifacts, parent: Version, width: int, target: Tensor
-) -> JointAlignment:
-    older = load_chain(catalog, artifacts, parent.number).values()
-    gram = alignment_gram(torch.from_numpy(older_map.weight) for older_map in older)
-    return JointAlignment(
-        BackwardTransformation(width, parent.dim).to(target.device),
-        AlignmentLoss(gram).to(target.device),
-        target,
-    )
-
-
-def _selection(
-    holdout: Holdout | None, dataset: Dataset, vocabulary: Vocabulary, device: torch.device
-) -> Selection | None:
-    if holdout is None:
-        return None
-    graph = Graph.of(dataset, holdout.visible, holdout.users, holdout.items, vocabulary)
-    return Selection(holdout, graph.to(device))
-
-
-def _metrics(
-    result: FitResult, model: GraphSAGE, joint: JointAlignment | None, graph: Graph
-) -> dict[str, Any]:
-    metrics: dict[str, Any] = {
-        "selected_epoch": result.epoch,
-        "selection_recall_at_50": result.recall,
-        "seconds": round(result.seconds, 3),
-    }
-    if joint is not None:
-        with torch.no_grad():
-            mapped = joint.transformation(torch.cat(embed(model, graph)))
-        # Mean over users and items of ‖B_k(z_k) − z_{k-1}‖₂, not squared.
-        metrics["alignment_error"] = float((mapped - joint.target).norm(dim=1).mean())
-        metrics["parent_norm"] = float(joint.target.norm(dim=1).mean())
-    return metrics
-
-
-@dataclass(frozen=True, eq=False)
-class _Trained:
-    number: int
-    parent: Version | None
-    archived: ArchivedModel
-    joint: JointAlignment | None
-    metrics: Mapping[str, Any]
-
-
 def _register(
-    registry: Registry, artifacts: Artifacts, request: TrainRequest, trained: _Trained
+    registry: Registry, artifacts: Artifacts, request: TrainRequest, step: Step, made: Made
 ) -> Version:
-    draft = _draft(request, trained)
+    draft = _draft(request, step, made)
     about = {k: v for k, v in asdict(draft).items() if k not in _REGISTRY_ONLY}
     about.update(about.pop("details"))
-    transformation = None if trained.joint is None else trained.joint.transformation
-    files = version_files(trained.archived, transformation, about)
+    maps = {t.file: made.maps[t.target] for t in draft.transforms}
+    joint = made.trained.joint_map
+    if joint is not None and all(joint is not served for served in made.maps.values()):
+        maps[TRAINED] = AffineMap(joint.weight)  # all that the alignment loss looks at
+    files = version_files(made.trained.archived, maps, about)
     return register_version(registry, artifacts, draft, files)
 
 
-def _draft(request: TrainRequest, trained: _Trained) -> VersionDraft:
-    model, parent = trained.archived.model, trained.parent
+def _draft(request: TrainRequest, step: Step, made: Made) -> VersionDraft:
+    model = made.trained.archived.model
     return VersionDraft(
-        number=trained.number,
-        parent=None if parent is None else parent.number,
+        number=step.number,
+        parent=step.parent,
         dim=model.width,
-        method=INTENDED_ONLY if parent is None else BC_ALIGNER,
+        method=INTENDED_ONLY if step.parent is None else request.method.name,
         until=request.until,
         seed=request.config.seed,
         dataset=str(request.dataset.folder.resolve()),
@@ -206,12 +192,44 @@ def _draft(request: TrainRequest, trained: _Trained) -> VersionDraft:
         details={
             "architecture": {"name": "GraphSAGE", "width": model.width, "layers": model.layers},
             "config": request.config.model_dump(mode="json"),
-            "vocabulary_sizes": trained.archived.vocabulary.sizes,
+            "vocabulary_sizes": made.trained.archived.vocabulary.sizes,
             "horizon": request.horizon,
-            "metrics": dict(trained.metrics),
+            "metrics": _metrics(step, made),
             "libraries": library_versions(),
         },
-        transforms=()
-        if parent is None
-        else (backward_map(trained.number, parent.number, parent.dim, model.width, affine=False),),
+        transforms=[
+            _transform(step, version, found) for version, found in sorted(made.maps.items())
+        ],
     )
+
+
+def _transform(step: Step, target: int, found: AffineMap) -> Transform:
+    direct = target != step.parent
+    return Transform(
+        source=step.number,
+        target=target,
+        direct=direct,
+        rows=found.rows,
+        cols=found.cols,
+        affine=found.bias is not None,
+        file=map_file(target, direct=direct),
+    )
+
+
+def _metrics(step: Step, made: Made) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "selected_epoch": made.trained.fit.epoch,
+        "selection_recall_at_50": made.trained.fit.recall,
+        "seconds": round(made.trained.fit.seconds, 3),
+    }
+    if step.parent is not None:
+        parent = step.load(step.parent)
+        assert parent is not None
+        target = step.known_vectors_of(parent)
+        mapped = made.maps[step.parent](step.known_vectors_of(made.trained.archived))
+        # Mean over users and items of ‖B_k(z_k) − z_{k-1}‖₂, not squared.
+        metrics["alignment_error"] = float(np.linalg.norm(mapped - target, axis=1).mean())
+        metrics["parent_norm"] = float(np.linalg.norm(target, axis=1).mean())
+    test = step.test(made.trained.archived.vocabulary)
+    metrics["recall_at_50"] = None if test is None else test.recall(made.trained.archived.model)
+    return metrics

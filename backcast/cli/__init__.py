@@ -23,6 +23,8 @@ APPLICATIONS = {
     "data": "trainer",
     "train": "trainer",
     "publish": "trainer",
+    "methods": "trainer",
+    "benchmark": "trainer",
     "serve": "service",
 }
 """Which application each command comes from; its module ``cli`` holds them."""
@@ -32,6 +34,7 @@ _EXTRA_OF_PACKAGE = {
     "torch": "train",
     "torch_geometric": "train",
     "torchmetrics": "train",
+    "matplotlib": "train",
     "anyio": "service",
     "fastapi": "service",
     "starlette": "service",

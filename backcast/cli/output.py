@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import orjson
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -54,14 +55,39 @@ def _is_numeric(cell: object) -> bool:
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Advance]:
-    """Show progress on standard error: a bar on a terminal, else a line every few seconds."""
+def interruptible(last_words: str) -> Iterator[None]:
+    """Answer Ctrl-C with one line and exit status 130.
+
+    An interrupt may arrive as another error's cause: an extension that is called back by C code
+    cannot always pass it on as it is.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        say(last_words)
+        raise typer.Exit(130) from None
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, estimated: bool = True) -> Iterator[Advance]:
+    """Show progress on standard error: a bar on a terminal, else a line every few seconds.
+
+    The bar guesses the time left from equal units, unless the notes tell it better.
+    """
     if sys.stderr.isatty():
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if estimated else []),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
         ) as bars:

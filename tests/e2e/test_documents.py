@@ -26,7 +26,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("newcomer")
     _write_csv(folder)
     quick_start = blocks("README.md", after="Quick start")
-    guides = [b for name in ("data", "training") for b in blocks(f"docs/{name}.md")]
+    guides = [b for name in ("data", "training", "benchmark") for b in blocks(f"docs/{name}.md")]
     guides += [Block("sh", "backcast publish 2\n"), *blocks("docs/http.md")]
     runnable = [b for b in [*quick_start, *guides] if b.language in {"sh", "python"}]
     return _run(runnable, folder)
@@ -63,6 +63,20 @@ def test_http_guide_plans_a_promotion(printed: list[str]) -> None:
         ("maps", True),
         ("snapshot", True),
     ]
+
+
+def test_benchmark_guide_prints_the_table_and_where_the_report_is(printed: list[str]) -> None:
+    start = printed.index("toy, protocol strict")
+    rows = [line.split()[1] for line in printed[start:] if line.startswith("│")]
+    assert rows[:3] == ["Keep-All", "Non-BC", "Post-Affine"]
+    assert "Report: report/report.html" in printed
+
+
+def test_benchmark_guide_shows_a_valid_file(tmp_path: Path) -> None:
+    (toml,) = [b for b in blocks("docs/benchmark.md") if b.language == "toml"]
+    file = tmp_path / "grocery.toml"
+    file.write_text(toml.text)
+    assert TrainConfig.load("paper", file).layers == (1, 1, 2, 2, 2)
 
 
 def test_training_guide_shows_a_valid_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from backcast.chains import load_chain
-from backcast.errors import ArtifactCorrupt, BackcastError, Conflict, InvalidInput
+from backcast.closed_form import least_squares
+from backcast.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    BackcastError,
+    Conflict,
+    InvalidInput,
+)
+from backcast.transforms import AffineMap
 from backcast.versions import FileDigest, Transform, Version, VersionState
 from tests.trainer_support import (
     TINY,
@@ -23,22 +31,28 @@ from tests.trainer_support import (
     command,
     environment,
     open_workshop,
+    quick_methods,
     synthetic,
     threads,
 )
 from trainer.archive import (
     ABOUT,
     MODEL,
+    TRAINED,
     TRANSFORM,
     VOCABULARY,
     ArchivedModel,
     library_versions,
     load_model,
+    map_file,
 )
 from trainer.config import Protocol, TrainConfig
 from trainer.data.dataset import Dataset, MultiHot, resolve_until
 from trainer.fitting import EpochReport
 from trainer.graph import Graph
+from trainer.methods import method
+from trainer.methods.maps import JointlyTrained
+from trainer.methods.models import Joint
 from trainer.model import embed
 from trainer.ranking import recall_at_k
 from trainer.sampling import PairSampler
@@ -47,6 +61,8 @@ from trainer.training import TrainRequest, train_version
 
 LEARNED = (MODEL, TRANSFORM, VOCABULARY)
 """The files that training makes; ``version.json`` also says how long it took."""
+
+WITH_DIRECT_MAPS = ["post-direct", "joint-direct", "solved-direct", "grown-direct"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,6 +113,15 @@ def training_graph(dataset: Dataset, split: Split, archived: ArchivedModel) -> G
     return Graph.of(dataset, split.train, split.users, split.items, archived.vocabulary)
 
 
+def known_vectors(workshop: Workshop, number: int, at: Version) -> NDArray[np.float64]:
+    """Return the vectors of version ``number`` of all that is known at the cut of another."""
+    archived = load_model(workshop.artifacts, workshop.registry.versions.get(number))
+    known = training_split(workshop.dataset, at).known
+    users, items = int(known.users.max()) + 1, int(known.items.max()) + 1
+    graph = Graph.of(workshop.dataset, known, users, items, archived.vocabulary)
+    return torch.cat(embed(archived.model, graph)).numpy().astype(np.float64)
+
+
 def learned(version: Version) -> dict[str, FileDigest]:
     """Return the digests of what was learned: equal digests are equal bits."""
     return {name: version.files[name] for name in LEARNED if name in version.files}
@@ -139,7 +164,7 @@ class TestWhatIsRegistered:
             metrics = details.pop("metrics")
             assert details == {
                 "architecture": {"name": "GraphSAGE", "width": version.dim, "layers": layers},
-                "config": TINY.model_dump(mode="json"),
+                "config": {**TINY.model_dump(mode="json"), "alignment_weight": 16.0},
                 "vocabulary_sizes": {"brand": 6, "categories": 3},
                 "horizon": resolve_until(dataset, horizon),
                 "libraries": library_versions(),
@@ -200,12 +225,7 @@ class TestMetrics:
         self, trained: Workshop, dataset: Dataset, number: int
     ) -> None:
         version = trained.registry.versions.get(number)
-        split = training_split(dataset, version)
-        z = {}
-        for k in (number - 1, number):
-            archived = load_model(trained.artifacts, trained.registry.versions.get(k))
-            graph = training_graph(dataset, split, archived)
-            z[k] = torch.cat(embed(archived.model, graph)).numpy().astype(np.float64)
+        z = {k: known_vectors(trained, k, version) for k in (number - 1, number)}
         weight = read_tensors(trained, version, TRANSFORM)["weight"].astype(np.float64)
         errors = np.linalg.norm(z[number] @ weight.T - z[number - 1], axis=1)
         norms = np.linalg.norm(z[number - 1], axis=1)
@@ -251,6 +271,195 @@ def test_the_loss_is_over_the_steps_to_all_older_versions(workshop: Workshop) ->
     assert reports[0].alignment == pytest.approx(total, rel=1e-4)
 
 
+SERVABLE = {name: found for name, found in quick_methods().items() if found.servable}
+"""The methods that ``train_version`` takes; maps fitted by gradient descent take four epochs."""
+
+
+@pytest.fixture(scope="module")
+def by_method(
+    dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, _one_thread: None
+) -> Iterator[Mapping[str, Workshop]]:
+    """Three versions by each method; nothing is added to them."""
+    with ExitStack() as stack:
+        workshops = {}
+        for name, chosen in SERVABLE.items():
+            folder = tmp_path_factory.mktemp(name)
+            workshops[name] = stack.enter_context(open_workshop(folder, dataset))
+            for until in (0.5, 0.6, 0.7):
+                workshops[name].train(until, by=chosen)
+        yield workshops
+
+
+def read_map(workshop: Workshop, source: int, file: str) -> AffineMap:
+    """Read a map as it lies in the artifacts."""
+    arrays = read_tensors(workshop, workshop.registry.versions.get(source), file)
+    return AffineMap(arrays["weight"], arrays.get("bias"))
+
+
+def served_chain(workshop: Workshop, version: int) -> Mapping[int, AffineMap]:
+    return load_chain(workshop.registry.deployments.catalog(), workshop.artifacts, version)
+
+
+def assert_same(found: AffineMap, expected: AffineMap) -> None:
+    """Compare two maps, to the rounding of float32."""
+    np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-5, atol=1e-6)
+    assert (found.bias is None) is (expected.bias is None)
+    if found.bias is not None and expected.bias is not None:
+        np.testing.assert_allclose(found.bias, expected.bias, rtol=1e-5, atol=1e-6)
+
+
+class TestMethods:
+    @pytest.mark.parametrize("name", SERVABLE)
+    def test_versions_are_registered_and_their_chain_composes_to_their_maps(
+        self, by_method: Mapping[str, Workshop], name: str
+    ) -> None:
+        workshop = by_method[name]
+        versions = workshop.registry.versions.all()
+        assert [v.method for v in versions] == ["intended-only", name, name]
+        to_1, to_0 = read_map(workshop, 2, TRANSFORM), read_map(workshop, 1, TRANSFORM)
+        chain = served_chain(workshop, 2)
+        assert sorted(chain) == [0, 1, 2]
+        assert_same(chain[2], AffineMap.identity(versions[2].dim))
+        assert_same(chain[1], to_1)
+        direct = map_file(0, direct=True)
+        if name in WITH_DIRECT_MAPS:
+            assert_same(chain[0], read_map(workshop, 2, direct))
+            composed = to_0.after(to_1).weight
+            assert np.abs(chain[0].weight - composed).max() > 1e-3, "composing shows nothing"
+        else:
+            assert direct not in versions[2].files
+            assert_same(chain[0], to_0.after(to_1))
+
+    @pytest.mark.parametrize("name", SERVABLE)
+    def test_transforms_say_what_the_files_hold(
+        self, by_method: Mapping[str, Workshop], name: str
+    ) -> None:
+        workshop = by_method[name]
+        transforms = workshop.registry.versions.transforms()
+        has_direct = [(t.source, t.target) for t in transforms if t.direct]
+        assert has_direct == ([(2, 0)] if name in WITH_DIRECT_MAPS else [])
+        assert [(t.source, t.target) for t in transforms if not t.direct] == [(1, 0), (2, 1)]
+        for transform in transforms:
+            found = read_map(workshop, transform.source, transform.file)
+            assert transform.file == map_file(transform.target, direct=transform.direct)
+            assert (transform.rows, transform.cols) == (found.rows, found.cols)
+            assert transform.affine is (found.bias is not None)
+        for version in workshop.registry.versions.all():
+            named = {t.file for t in transforms if t.source == version.number}
+            others = {MODEL, VOCABULARY, ABOUT}
+            assert set(version.files) - {TRAINED} == named | others
+
+    def test_the_first_version_is_the_same_by_every_method(
+        self, by_method: Mapping[str, Workshop]
+    ) -> None:
+        firsts = [learned(w.registry.versions.get(0)) for w in by_method.values()]
+        assert len(firsts) == len(SERVABLE)
+        assert all(first == firsts[0] for first in firsts)
+
+    @pytest.mark.parametrize("name", ["post-affine", "post-direct", "solved-direct"])
+    def test_fitted_maps_are_the_closed_form_on_what_is_served(
+        self, by_method: Mapping[str, Workshop], name: str
+    ) -> None:
+        workshop = by_method[name]
+        last = workshop.registry.versions.get(2)
+        chain = served_chain(workshop, 2)
+        z = {k: known_vectors(workshop, k, last) for k in (0, 1, 2)}
+        for k in (0, 1) if name in WITH_DIRECT_MAPS else (1,):
+            assert_same(chain[k], least_squares(z[2], z[k], bias=True, ridge=1e-4))
+
+    def test_the_map_that_was_trained_is_kept_where_another_is_served(
+        self, by_method: Mapping[str, Workshop]
+    ) -> None:
+        aligner, refit = by_method["bc-aligner"], by_method["bc-aligner-affine"]
+        for k in (1, 2):
+            one, other = (w.registry.versions.get(k).files for w in (aligner, refit))
+            # Later models look at maps as trained, so that refitting changes none of them.
+            assert one[MODEL] == other[MODEL]
+            assert TRAINED not in one
+            assert one[TRANSFORM] == other[TRAINED] != other[TRANSFORM]
+        for name in ("post-affine", "solved", "joint-notrans"):
+            assert TRAINED not in by_method[name].registry.versions.get(2).files
+
+    @pytest.mark.parametrize("name", WITH_DIRECT_MAPS)
+    def test_without_an_older_model_there_is_no_direct_map(
+        self, workshop: Workshop, name: str
+    ) -> None:
+        for until in (0.5, 0.6):
+            workshop.train(until, by=name)
+        remove(workshop, 0, MODEL)
+        version = workshop.train(0.7, by=name)
+        assert map_file(0, direct=True) not in version.files
+        assert [(t.source, t.target) for t in workshop.registry.versions.transforms()] == [
+            (1, 0),
+            (2, 1),
+        ]
+        chain = served_chain(workshop, 2)
+        to_1, to_0 = read_map(workshop, 2, TRANSFORM), read_map(workshop, 1, TRANSFORM)
+        assert_same(chain[0], to_0.after(to_1))
+
+    @pytest.mark.parametrize("name", SERVABLE)
+    def test_without_the_parents_model_nothing_is_trained(
+        self, workshop: Workshop, name: str
+    ) -> None:
+        workshop.train(0.5)
+        remove(workshop, 0, MODEL)
+        reports: list[EpochReport] = []
+        with pytest.raises(ArtifactMissing, match=MODEL), unchanged(workshop):
+            workshop.train(0.6, by=SERVABLE[name], on_epoch=reports.append)
+        assert reports == []
+
+    @pytest.mark.parametrize("name", ["keep-all", "fix-m0"])
+    @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+    def test_what_cannot_be_served_is_refused(
+        self, workshop: Workshop, name: str, first: bool
+    ) -> None:
+        if not first:
+            workshop.train(0.5)
+        with pytest.raises(InvalidInput) as raised, unchanged(workshop):
+            workshop.train(0.6, by=name)
+        assert raised.value.message == (
+            f"{method(name).title} has no map to serve old versions through. "
+            f"Train with one of {', '.join(SERVABLE)}."
+        )
+
+    @pytest.mark.parametrize("name", SERVABLE)
+    def test_the_same_seed_gives_the_same_files(
+        self, by_method: Mapping[str, Workshop], workshop: Workshop, name: str
+    ) -> None:
+        torch.manual_seed(99)  # what is drawn elsewhere must not matter
+        for until in (0.5, 0.6, 0.7):
+            found = workshop.train(until, by=SERVABLE[name])
+            expected = by_method[name].registry.versions.get(found.number)
+            assert {**found.files, ABOUT: None} == {**expected.files, ABOUT: None}
+
+    def test_a_bias_trained_jointly_is_registered_and_served(self, workshop: Workshop) -> None:
+        affine = replace(
+            method("joint-lin-sloss"), models=Joint("single", "affine"), maps=JointlyTrained()
+        )
+        for until in (0.5, 0.6, 0.7):
+            workshop.train(until, by=affine, config=configured(epochs=20))
+        assert [t.affine for t in workshop.registry.versions.transforms()] == [True, True]
+        chain = served_chain(workshop, 2)
+        b1, b2 = (
+            read_tensors(workshop, workshop.registry.versions.get(k), TRANSFORM) for k in (1, 2)
+        )
+        assert np.abs(b1["bias"]).max() > 0.01
+        last = workshop.registry.versions.get(2)
+        z2, z1 = (known_vectors(workshop, k, last) for k in (2, 1))
+        to_1 = z2 @ b2["weight"].T.astype(np.float64) + b2["bias"]
+        to_0 = to_1 @ b1["weight"].T.astype(np.float64) + b1["bias"]
+        np.testing.assert_allclose(chain[1](z2), to_1, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(chain[0](z2), to_0, rtol=1e-10, atol=1e-10)
+        error = np.linalg.norm(to_1 - z1, axis=1).mean()
+        assert last.details["metrics"]["alignment_error"] == pytest.approx(error, rel=1e-5)
+
+
+def remove(workshop: Workshop, number: int, name: str) -> None:
+    """Remove a file of a version."""
+    folder = workshop.registry.versions.get(number).folder
+    (Path(workshop.settings.artifacts_root) / folder / name).unlink()
+
+
 class TestParents:
     def test_an_older_parent_may_be_asked_for(self, workshop: Workshop) -> None:
         workshop.train(0.5)
@@ -279,7 +488,9 @@ class TestParents:
     def test_a_horizon_that_is_not_later_is_refused(self, workshop: Workshop) -> None:
         until = resolve_until(workshop.dataset, 0.6)
         for horizon in (until, until - 1):
-            request = TrainRequest(workshop.dataset, configured(), until, horizon)
+            request = TrainRequest(
+                workshop.dataset, configured(), until, method("bc-aligner"), horizon
+            )
             with pytest.raises(InvalidInput, match="not after the cut-off"), unchanged(workshop):
                 train_version(workshop.registry, workshop.artifacts, request, lambda _: None)
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
+from backcast.alignment import (
+    AlignmentLoss,
+    BackwardTransformation,
+    LeastSquaresHead,
+    alignment_gram,
+)
+from backcast.closed_form import least_squares
 from backcast.errors import DimensionMismatch, InvalidInput
 
 
@@ -88,6 +94,33 @@ def test_gradients_are_those_of_the_sum(case: tuple[list[int], int, int]) -> Non
     got = torch.autograd.grad(loss_of(weights)(z @ w.T, target), (z, w))
     want = torch.autograd.grad(naive(weights, z @ w.T, target), (z, w))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@given(shapes)
+def test_weights_count_a_node_as_often_as_it_is_met(case: tuple[list[int], int, int]) -> None:
+    dims, nodes, seed = case
+    generator = torch.Generator().manual_seed(seed)
+    older = older_maps(dims, generator)
+    mapped, target = torch.randn(2, nodes, dims[-1], generator=generator, dtype=torch.float64)
+    mapped.requires_grad_()
+    met = torch.randint(nodes, (9,), generator=generator)
+    weights = torch.bincount(met, minlength=nodes).double() / len(met)
+    found = loss_of(older)(mapped, target, weights)
+    expected = naive(older, mapped[met], target[met])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, mapped),
+        torch.autograd.grad(expected, mapped),
+        rtol=1e-9,
+        atol=1e-9,
+    )
+
+
+def test_equal_weights_that_add_up_to_one_are_the_mean() -> None:
+    mapped, target = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+    loss = AlignmentLoss(alignment_gram([torch.eye(3)]))
+    found = loss(mapped, target, torch.full((4,), 0.25))
+    torch.testing.assert_close(found, loss(mapped, target))
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -177,6 +210,56 @@ def test_plain_training_loop_finds_the_least_squares_map() -> None:
         alignment(transformation(z), wanted).backward()
         optimizer.step()
     torch.testing.assert_close(transformation.weight.detach(), best, rtol=1e-6, atol=1e-6)
+
+
+class TestLeastSquaresHead:
+    @staticmethod
+    def vectors(seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return z (40, 5) and a target (40, 3), float64, both away from zero."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(40, 5, generator=generator, dtype=torch.float64) + 2.0
+        mixed = z @ torch.randn(5, 3, generator=generator, dtype=torch.float64) - 1.0
+        return z, mixed + torch.randn(40, 3, generator=generator, dtype=torch.float64)
+
+    def test_maps_by_the_closed_form(self) -> None:
+        z, target = self.vectors()
+        expected = least_squares(z.numpy(), target.numpy(), bias=True, ridge=1e-4)(z.numpy())
+        torch.testing.assert_close(
+            LeastSquaresHead(target)(z), torch.from_numpy(expected), rtol=1e-9, atol=1e-9
+        )
+
+    @pytest.mark.parametrize("scale", [0.01, 100.0])
+    def test_the_scale_of_the_vectors_does_not_matter(self, scale: float) -> None:
+        z, target = self.vectors()
+        head = LeastSquaresHead(target)
+        torch.testing.assert_close(head(scale * z + 3.0), head(z))
+
+    def test_the_gradient_of_the_loss_is_that_through_the_solution(self) -> None:
+        # At the optimum the solution's own gradient is zero, so leaving it out changes nothing.
+        z, target = self.vectors()
+        z.requires_grad_()
+        loss = loss_of([torch.eye(3, dtype=torch.float64)])
+        (found,) = torch.autograd.grad(loss(LeastSquaresHead(target, ridge=0.0)(z), target), z)
+        ones = torch.ones(len(z), 1, dtype=torch.float64)
+        wide = torch.cat([z, ones], dim=1)
+        solved = torch.linalg.solve(wide.T @ wide, wide.T @ target)
+        (expected,) = torch.autograd.grad(loss(wide @ solved, target), z)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+    def test_dependent_coordinates_and_vectors_that_are_all_equal_are_mapped(self) -> None:
+        z, target = self.vectors()
+        doubled = torch.cat([z, z[:, :1]], dim=1)
+        head = LeastSquaresHead(target)
+        torch.testing.assert_close(head(doubled), head(z), rtol=1e-3, atol=1e-3)
+        constant = head(torch.ones(40, 5, dtype=torch.float64))
+        torch.testing.assert_close(constant, target.mean(dim=0).expand(40, -1))
+
+    def test_nothing_of_it_is_learned_or_kept(self) -> None:
+        _, target = self.vectors()
+        head = LeastSquaresHead(target)
+        assert list(head.parameters()) == []
+        assert list(head.state_dict()) == []
+        assert head.to(torch.float32).target.dtype is torch.float32
 
 
 def test_gram_needs_a_map() -> None:

@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from backcast.cli import app, main
+from backcast.cli.output import interruptible
 from backcast.registry import open_registry
 from backcast.settings import Settings
 from tests.support import build_home
@@ -170,7 +171,17 @@ ERRORS = [
     (
         ("train", "--data", "DATA", "--until", "1", "--method", "magic"),
         {},
-        "Method 'magic' is unknown; there is bc-aligner",
+        "Method 'magic' is unknown; there are keep-all, ",
+    ),
+    (
+        ("train", "--data", "DATA", "--until", "1", "--method", "keep-all"),
+        {},
+        "Keep-All has no map to serve old versions through. Train with one of finetune-m0, ",
+    ),
+    (
+        ("train", "--data", "DATA", "--until", "1", "--recipe", "slow"),
+        {},
+        "Recipe 'slow' is unknown; there are fast, published",
     ),
     (("train", "--data", "DATA", "--until", "1", "--preset", "huge"), {}, "Preset 'huge'"),
     (("train", "--data", "DATA", "--until", "1", "--config", "no.toml"), {}, "no.toml cannot be"),
@@ -288,7 +299,10 @@ def test_training_and_publishing_for_a_person(shell: Shell) -> None:
     assert [result.code for result in (first, second, snapshot)] == [0, 0, 0]
 
     assert "Version 0 is registered: 8 dimensions\n" in first.output
-    assert first.output.endswith("Next: backcast publish 0, then backcast promote 0\n")
+    assert first.output.endswith(
+        "Method: intended-only\nNext: backcast publish 0, then backcast promote 0\n"
+    )
+    assert "\nMethod: grown-direct\n" in second.output
     assert metrics_in(first) == {"selected_epoch", "selection_recall_at_50", "seconds"}
     assert "Version 1 is registered: 10 dimensions, compatible with version 0\n" in second.output
     aligned = {"recall_at_50", "alignment_error", "parent_norm"}
@@ -539,3 +553,27 @@ def test_the_core_needs_neither_torch_nor_a_web_framework(module: str) -> None:
     heavy = {"torch", "torch_geometric", "fastapi", "starlette", "uvicorn", "trainer", "service"}
     assert loaded & heavy == set()
     assert "backcast" in loaded
+
+
+def _interrupted(wrapped: bool) -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        if wrapped:
+            raise SystemError("returned a result with an exception set") from error
+        raise
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_is_one_line_even_as_another_errors_cause(
+    wrapped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as stopped, interruptible("Stopped."):
+        _interrupted(wrapped)
+    assert stopped.value.exit_code == 130
+    assert capsys.readouterr().out == "Stopped.\n"
+
+
+def test_other_errors_are_no_interrupts() -> None:
+    with pytest.raises(ValueError, match="wrong"), interruptible("Stopped."):
+        raise ValueError("wrong")

@@ -1,5 +1,6 @@
 """What the documents say of settings, errors and files is what the code says."""
 
+import itertools
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from backcast.errors import BackcastError
 from backcast.settings import Settings
 from service.problems import HTTP_CODES, status_of
 from tests.e2e.documents import ROOT
-from trainer.config import TrainConfig
+from trainer.config import PRESETS, RECIPES, TrainConfig
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -27,7 +28,22 @@ def test_every_training_setting_is_documented_with_both_presets() -> None:
     small, paper = TrainConfig.load("small"), TrainConfig.load("paper")
     assert list(rows) == list(TrainConfig.model_fields)
     for name, shown in rows.items():
-        assert shown == [_plain(getattr(small, name)), _plain(getattr(paper, name))], name
+        without = "the method's" if name == "alignment_weight" else "none"
+        given = [getattr(config, name) for config in (small, paper)]
+        assert shown == [without if value is None else _plain(value) for value in given], name
+
+
+def test_every_recipe_is_documented_with_what_it_sets() -> None:
+    text = (ROOT / "docs/training.md").read_text()
+    names = ("epochs", "batch_size", "learning_rate", "averaging")
+    for recipe, preset in itertools.product(RECIPES, PRESETS):
+        (row,) = re.findall(
+            rf"^\| {recipe}, {preset}(?: \(default\))? \|(.*)\|$", text, re.MULTILINE
+        )
+        config = TrainConfig.load(preset, recipe=recipe)
+        assert [cell.strip() for cell in row.split("|")] == [
+            _plain(getattr(config, name)) for name in names
+        ]
 
 
 def test_every_error_is_documented_with_its_status() -> None:
@@ -59,6 +75,8 @@ def _shown(default: object) -> str:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

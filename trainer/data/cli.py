@@ -1,5 +1,6 @@
 """``backcast data``: commands that build a data set folder."""
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,13 @@ Overwrite = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
 
 
+AMAZON_EXAMPLE = """\b
+Example:
+  backcast data amazon --out instruments \\
+    --reviews Musical_Instruments_5.json.gz \\
+    --meta meta_Musical_Instruments.json.gz
+"""
+
 CSV_EXAMPLE = """\b
 Example:
   backcast data csv --out shop \\
@@ -42,6 +50,46 @@ SYNTH_EXAMPLE = """\b
 Example:
   backcast data synth --out shop --users 5000 --seed 7
 """
+
+
+@app.command("amazon", epilog=AMAZON_EXAMPLE)
+def amazon_command(
+    reviews: Annotated[
+        Path,
+        typer.Option(help="File with one review per line, plain or gzip.", show_default=False),
+    ],
+    meta: Annotated[
+        Path,
+        typer.Option(help="File with one item per line, plain or gzip.", show_default=False),
+    ],
+    out: Out,
+    min_value_count: Annotated[
+        int, typer.Option(help="Drop a brand or category that fewer items have.")
+    ] = 5,
+    skip_malformed: Annotated[
+        bool, typer.Option("--skip-malformed", help="Drop and count malformed lines.")
+    ] = False,
+    name: Name = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import the Amazon review dumps, in the layout of 2018 or of 2014.
+
+    Items get their brand and categories; those without metadata are dropped with their reviews. A
+    malformed line stops the import. Only a user's earliest review of an item is kept.
+    """
+    from trainer.data.amazon import AmazonSource, import_amazon
+
+    source = AmazonSource(reviews, meta, min_value_count, skip_malformed)
+    with progress("MB read", _megabytes(source.size())) as advance:
+        import_amazon(
+            source,
+            out,
+            name=_name(name, out),
+            overwrite=overwrite,
+            advance=lambda done: advance(_megabytes(done)),
+        )
+    _report(out, as_json)
 
 
 @app.command("csv", epilog=CSV_EXAMPLE)
@@ -159,6 +207,10 @@ def synth_command(
 
 def _name(name: str | None, out: Path) -> str:
     return name or out.resolve().name
+
+
+def _megabytes(size: int) -> int:
+    return math.ceil(size / 1e6)
 
 
 def _report(folder: Path, as_json: bool) -> None:

@@ -8,7 +8,6 @@ import csv
 import gzip
 import hashlib
 import io
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +30,10 @@ from trainer.data.dataset import (
     iso_seconds,
     write_dataset,
 )
+from trainer.data.files import GZIP_MAGIC, readable, shortened
 
 TimestampUnit = Literal["s", "ms", "iso"]
 
-GZIP_MAGIC = b"\x1f\x8b"
 BLOCK_BYTES = 64 << 20
 """The longest row that can be read."""
 
@@ -231,7 +230,7 @@ class _Rows:
         if bad.any():
             row = int(np.argmax(bad))
             value = self.table[column][row].as_py()
-            text = f"{column} is {_shortened(value)}; expected {expected}"
+            text = f"{column} is {shortened(value)}; expected {expected}"
             self._faults.append((int(self._records[row]), text))
             self._bad |= bad
 
@@ -351,26 +350,15 @@ def _where(text: pa.ChunkedArray, keep: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
+    with readable(path):
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist. Check the path.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _unpack(path: Path, data: bytes) -> bytes:
-    """Return the text of the file, whatever its name: gzip is known by its first two bytes."""
     if not data.startswith(GZIP_MAGIC):
         return data
-    try:
+    with readable(path):
         return gzip.decompress(data)
-    except EOFError as error:
-        raise DataError(
-            f"{path} ends too soon: the gzip file is cut off. Copy it again."
-        ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a damaged gzip file: {error}. Copy it again.") from error
 
 
 def _check_utf8(path: Path, text: bytes) -> None:
@@ -408,10 +396,6 @@ def _check_distinct(columns: list[str]) -> None:
     twice = [column for column, times in Counter(columns).items() if times > 1]
     if twice:
         raise InvalidInput(f"Column {twice[0]!r} is named for two purposes. Name two columns.")
-
-
-def _shortened(value: str) -> str:
-    return repr(value) if len(value) <= 40 else f"{value[:40]!r}…"
 
 
 def _numpy(mask: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from backcast.alignment import BackwardTransformation
 from backcast.artifacts import Artifacts, dump_json, dump_tensors
 from backcast.errors import ArtifactCorrupt, ArtifactMissing
+from backcast.transforms import AffineMap
 from backcast.versions import FileDigest, Version, VersionState
 from tests.trainer_support import dataset_of
 from trainer.archive import (
@@ -25,6 +25,7 @@ from trainer.archive import (
     ArchivedModel,
     library_versions,
     load_model,
+    map_file,
     version_files,
 )
 from trainer.features import Vocabulary
@@ -97,7 +98,7 @@ def shelf(tmp_path: Path) -> Shelf:
     model(graph_of(vocabulary))  # moves the running statistics
     original = ArchivedModel(model, vocabulary)
     return Shelf(
-        Artifacts(str(tmp_path)), tmp_path, original, version_files(original, None, ABOUT_IT)
+        Artifacts(str(tmp_path)), tmp_path, original, version_files(original, {}, ABOUT_IT)
     )
 
 
@@ -123,25 +124,52 @@ def test_a_model_read_back_is_frozen_in_evaluation_mode(shelf: Shelf) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_reading_a_model_leaves_the_global_generator_alone(shelf: Shelf) -> None:
+    version = shelf.register(shelf.files)
+    before = torch.get_rng_state()
+    load_model(shelf.artifacts, version)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_files_are_named_as_documented(shelf: Shelf) -> None:
     assert sorted(shelf.files) == ["model.safetensors", "version.json", "vocabulary.json"]
-    with_map = version_files(shelf.original, BackwardTransformation(6, 4), ABOUT_IT)
-    assert sorted(set(with_map) - set(shelf.files)) == ["transform.safetensors"]
+    names = [map_file(3, direct=False), map_file(2, direct=True), map_file(0, direct=True)]
+    assert names == ["transform.safetensors", "direct-2.safetensors", "direct-0.safetensors"]
+    with_maps = version_files(shelf.original, dict.fromkeys(names, random_map()), ABOUT_IT)
+    assert sorted(set(with_maps) - set(shelf.files)) == sorted(names)
+    assert {name: with_maps[name] for name in shelf.files} == shelf.files
     assert json.loads(shelf.files[ABOUT]) == ABOUT_IT
     assert json.loads(shelf.files[VOCABULARY]) == {n: list(v) for n, v in VALUES.items()}
 
 
+def random_map(seed: int = 0, *, bias: bool = False) -> AffineMap:
+    """Return a map from 6 to 4 whose numbers need more than float32."""
+    rng = np.random.default_rng(seed)
+    return AffineMap(rng.normal(size=(4, 6)), rng.normal(size=4) if bias else None)
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_map_is_written_bit_by_bit(shelf: Shelf, bias: bool) -> None:
-    transformation = BackwardTransformation(6, 4, bias=bias)
-    version = shelf.register(version_files(shelf.original, transformation, ABOUT_IT))
+def test_maps_are_written_in_float32_each_to_its_file(shelf: Shelf, bias: bool) -> None:
+    maps = {map_file(at, direct=at > 0): random_map(at, bias=bias) for at in range(3)}
+    version = shelf.register(version_files(shelf.original, maps, ABOUT_IT))
+    for name, original in maps.items():
+        digest = version.files[name].sha256
+        arrays = shelf.artifacts.read_tensors(version.folder, name, digest)
+        assert sorted(arrays) == (["bias", "weight"] if bias else ["weight"])
+        assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+        assert np.array_equal(arrays["weight"], original.weight.astype(np.float32))
+        assert not np.array_equal(arrays["weight"], original.weight)
+        if original.bias is not None:
+            assert np.array_equal(arrays["bias"], original.bias.astype(np.float32))
+
+
+def test_a_trained_map_is_written_bit_by_bit(shelf: Shelf) -> None:
+    trained = torch.randn(4, 6)
+    files = version_files(shelf.original, {TRANSFORM: AffineMap(trained.numpy())}, ABOUT_IT)
+    version = shelf.register(files)
     digest = version.files[TRANSFORM].sha256
     arrays = shelf.artifacts.read_tensors(version.folder, TRANSFORM, digest)
-    assert sorted(arrays) == (["bias", "weight"] if bias else ["weight"])
-    assert arrays["weight"].shape == (4, 6)
-    assert np.array_equal(arrays["weight"], transformation.weight.detach().numpy())
-    if transformation.bias is not None:
-        assert np.array_equal(arrays["bias"], transformation.bias.detach().numpy())
+    assert arrays["weight"].tobytes() == trained.numpy().tobytes()
 
 
 NEEDED = pytest.mark.parametrize("name", [MODEL, VOCABULARY, ABOUT])

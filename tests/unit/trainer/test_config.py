@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from backcast.errors import ConfigError
-from trainer.config import PRESETS, Protocol, TrainConfig
+from trainer.config import PRESETS, RECIPES, Protocol, TrainConfig
 
 
 def write(folder: Path, content: str) -> Path:
@@ -16,30 +16,52 @@ def write(folder: Path, content: str) -> Path:
 
 
 def test_paper_is_the_published_schedule() -> None:
-    paper = TrainConfig.load("paper")
+    paper = TrainConfig.load("paper", recipe="published")
     assert [paper.width(k) for k in range(5)] == [256, 320, 384, 448, 512]
     assert [paper.depth(k) for k in range(5)] == [2, 2, 3, 3, 3]
     assert (paper.epochs, paper.batch_size, paper.learning_rate) == (500, 2048, 0.001)
-    assert (paper.weight_decay, paper.alignment_weight) == (0.01, 16.0)
+    assert not paper.averaging
+    assert (paper.weight_decay, paper.alignment_weight) == (0.01, None)
     assert (paper.evaluate_every, paper.first_selected_epoch) == (10, 50)
     assert paper.min_value_count == 5
 
 
-def test_small_is_the_default_and_leak_free() -> None:
-    assert TrainConfig.load() == TrainConfig.load("small") == TrainConfig()
+def test_small_and_fast_are_the_default_and_leak_free() -> None:
+    assert TrainConfig.load() == TrainConfig.load("small", recipe="fast") == TrainConfig()
     assert TrainConfig().protocol is Protocol.STRICT
+    assert (TrainConfig().averaging, TrainConfig().epochs) == (True, 40)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_by_every_recipe(preset: str, recipe: str) -> None:
+    config = TrainConfig.load(preset, recipe=recipe)
+    named = {**PRESETS[preset], **RECIPES[recipe][preset]}
+    others = set(TrainConfig.model_fields) - set(named)
+    assert {key: getattr(config, key) for key in named} == named
+    assert config.model_dump(include=others) == TrainConfig().model_dump(include=others)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_valid(preset: str) -> None:
-    config = TrainConfig.load(preset)
-    for key, value in PRESETS[preset].items():
-        assert getattr(config, key) == value
+def test_recipes_differ_in_how_long_and_how_fast_alone(preset: str) -> None:
+    fast, published = (TrainConfig.load(preset, recipe=name) for name in ("fast", "published"))
+    pace = {"epochs", "batch_size", "learning_rate", "averaging"}
+    assert fast.model_dump(exclude=pace) == published.model_dump(exclude=pace)
+    assert (fast.averaging, published.averaging) == (True, False)
+    assert fast.epochs < published.epochs
+    for recipe in RECIPES.values():
+        assert set(recipe) == set(PRESETS)
+        assert set(recipe[preset]) == pace
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"Preset 'large' is unknown; there are small, paper\."):
         TrainConfig.load("large")
+
+
+def test_an_unknown_recipe_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"Recipe 'slow' is unknown; there are fast, published\."):
+        TrainConfig.load(recipe="slow")
 
 
 @pytest.mark.parametrize(
@@ -50,10 +72,11 @@ def test_the_last_entry_of_a_schedule_repeats(k: int, width: int, depth: int) ->
     assert (config.width(k), config.depth(k)) == (width, depth)
 
 
-def test_overrides_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path) -> None:
+def test_overrides_go_before_the_file_and_the_file_before_preset_and_recipe(tmp_path: Path) -> None:
     file = write(tmp_path, 'epochs = 7\nbatch_size = 99\nprotocol = "paper"\n')
-    config = TrainConfig.load("paper", file, batch_size=5, seed=None)
+    config = TrainConfig.load("paper", file, recipe="published", batch_size=5, seed=None)
     assert (config.batch_size, config.epochs, config.seed) == (5, 7, 0)
+    assert (config.learning_rate, config.averaging) == (0.001, False)
     assert config.protocol is Protocol.PAPER
     assert config.widths == (256, 320, 384, 448, 512)
 
@@ -67,11 +90,13 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         epochs = 3
         batch_size = 10
         learning_rate = 0.5
+        averaging = false
         weight_decay = 0
         alignment_weight = 0.0
         protocol = "strict"
         evaluate_every = 2
         first_selected_epoch = 1
+        patience = 4
         min_value_count = 1
         seed = 9
         device = "cpu"
@@ -84,11 +109,13 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         "epochs": 3,
         "batch_size": 10,
         "learning_rate": 0.5,
+        "averaging": False,
         "weight_decay": 0.0,
         "alignment_weight": 0.0,
         "protocol": "strict",
         "evaluate_every": 2,
         "first_selected_epoch": 1,
+        "patience": 4,
         "min_value_count": 1,
         "seed": 9,
         "device": "cpu",
@@ -109,6 +136,7 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         ("alignment_weight = -1", "Training setting alignment_weight: Input should be greater"),
         ("seed = -1", "Training setting seed: Input should be greater than or equal to 0"),
         ('protocol = "lenient"', "Training setting protocol: Input should be 'strict' or 'paper'"),
+        ('averaging = "much"', "Training setting averaging: Input should be a valid boolean"),
         ('device = "tpu"', "Training setting device: Input should be 'auto', 'cpu' or 'cuda'"),
     ],
 )

@@ -98,6 +98,28 @@ def test_encoding_is_that_of_a_loop(
         assert encoded.unknown[name] == unknown
 
 
+@given(st.lists(st.tuples(values, values), min_size=1, max_size=8), st.data())
+def test_entries_are_the_shares_of_every_value_in_one_table(
+    rows: Sequence[tuple[Sequence[str], Sequence[str]]], data: st.DataObject
+) -> None:
+    columns = {name: [row[at] for row in rows] for at, name in enumerate("ab")}
+    known = {name: tuple(data.draw(values)) for name in "ab"}
+    encoded = Vocabulary(known).encode(catalogue(*columns.values()), len(rows))
+
+    table = [(name, value) for name in "ab" for value in known[name]]
+    assert encoded.table_size == len(table)
+    expected = []
+    for item in range(len(rows)):
+        for name, column in columns.items():
+            owned = [value for value in column[item] if value in known[name]]
+            expected += [(item, table.index((name, value)), 1 / len(owned)) for value in owned]
+    items, places, shares = encoded.entries()
+    assert [part.dtype.name for part in (items, places, shares)] == ["int64", "int64", "float32"]
+    found = sorted(zip(items.tolist(), places.tolist(), shares.tolist(), strict=True))
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in sorted(expected)]
+    assert [entry[2] for entry in found] == pytest.approx([entry[2] for entry in sorted(expected)])
+
+
 def test_columns_that_came_later_are_ignored() -> None:
     encoded = Vocabulary({"a": ("p",)}).encode(catalogue([["p"]], [["q"]]), 1)
     assert list(encoded.bags) == ["a"]

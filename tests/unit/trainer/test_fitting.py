@@ -3,10 +3,15 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.nn import Module
 
 from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
@@ -23,6 +28,7 @@ from trainer.fitting import (
     Selection,
     bpr_loss,
     fit,
+    node_weights,
 )
 from trainer.graph import Graph
 from trainer.model import GraphSAGE, embed
@@ -32,6 +38,9 @@ from trainer.split import Split, make_split
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 D0, D1, D2 = 3, 8, 10
+
+
+SINGLE = TINY.model_copy(update={"averaging": False})
 
 
 class Task:
@@ -57,17 +66,17 @@ class Task:
             torch.manual_seed(seed)
             return GraphSAGE(width, layers, self.vocabulary.sizes)
 
-    def joint(self, width: int = D2, *, seed: int = 2) -> JointAlignment:
+    def joint(self, width: int = D2, *, seed: int = 2, bias: bool = False) -> JointAlignment:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            transformation = BackwardTransformation(width, D1)
+            transformation = BackwardTransformation(width, D1, bias=bias)
         target = torch.cat(embed(self.parent, self.graph))
         return JointAlignment(transformation, AlignmentLoss(alignment_gram(self.older)), target)
 
     def fit(
         self,
         model: GraphSAGE,
-        config: TrainConfig = TINY,
+        config: TrainConfig = SINGLE,
         *,
         joint: JointAlignment | None = None,
         select: bool = True,
@@ -97,7 +106,7 @@ def task(dataset: Dataset) -> Task:
 
 
 def configured(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**TINY.model_dump(), **changes})
+    return TrainConfig.model_validate({**SINGLE.model_dump(), **changes})
 
 
 def state_of(*modules: Module) -> dict[str, Tensor]:
@@ -134,28 +143,85 @@ def naive_alignment(mapped: Tensor, target: Tensor, older: Sequence[Tensor]) -> 
     return total / len(older)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01, 2.0])
-def test_bpr_is_that_of_a_loop(weight_decay: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    parts = torch.randn(3, 6, 4, generator=generator, dtype=torch.float64).requires_grad_()
-    found = bpr_loss(*parts, weight_decay=weight_decay)
-    expected = naive_bpr(*parts, weight_decay=weight_decay)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+NODES = 7
+row_lists = st.lists(st.tuples(*[st.integers(0, NODES - 1)] * 3), min_size=1, max_size=12)
+"""Numbers of user, positive and negative; some nodes several times, some never."""
+
+
+def rows_of(pairs: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    return list(torch.tensor(pairs).T)
+
+
+@given(row_lists)
+def test_node_weights_are_how_often_a_node_is_met_over_the_pairs(
+    pairs: Sequence[tuple[int, int, int]],
+) -> None:
+    counts = [0.0] * NODES
+    for node in chain.from_iterable(pairs):
+        counts[node] += 1 / len(pairs)
+    weights = node_weights(rows_of(pairs), NODES)
+    assert weights.dtype is torch.float32
+    assert weights.tolist() == pytest.approx(counts)
+
+
+@given(row_lists, st.sampled_from([0.0, 0.01, 2.0]), st.integers(0, 2**31))
+def test_bpr_is_that_of_a_loop(
+    pairs: Sequence[tuple[int, int, int]], weight_decay: float, seed: int
+) -> None:
+    z = vectors(NODES, 4, seed=seed).requires_grad_()
+    rows = rows_of(pairs)
+    weights = node_weights(rows, NODES).double()  # shares are float32: 1/3 is not exact
+    found = bpr_loss(z, *rows, weights=weights, weight_decay=weight_decay)
+    expected = naive_bpr(*(z[row] for row in rows), weight_decay=weight_decay)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
-        torch.autograd.grad(found, parts), torch.autograd.grad(expected, parts)
+        torch.autograd.grad(found, z), torch.autograd.grad(expected, z), rtol=1e-6, atol=1e-7
     )
+
+
+@given(row_lists, st.integers(0, 2**31))
+def test_alignment_by_node_is_that_of_the_pairs_parts_added_up(
+    pairs: Sequence[tuple[int, int, int]], seed: int
+) -> None:
+    mapped = vectors(NODES, 4, seed=seed).requires_grad_()
+    target, older = vectors(NODES, 4, seed=seed + 1), [vectors(2, 4, seed=3), torch.eye(4).double()]
+    rows = rows_of(pairs)
+    loss = AlignmentLoss(torch.eye(4))
+    loss.gram = alignment_gram(older)
+    found = loss(mapped, target, node_weights(rows, NODES).double())
+    expected = mapped.new_zeros(())
+    for row in rows:
+        expected = expected + naive_alignment(mapped[row], target[row], older)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, mapped),
+        torch.autograd.grad(expected, mapped),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+def vectors(nodes: int, dim: int, *, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(nodes, dim, generator=generator, dtype=torch.float64)
+
+
+def bpr_of(u: float, p: float, n: float, weight_decay: float) -> float:
+    """Return the loss of one pair of numbers."""
+    z = torch.tensor([[n], [u], [p]], dtype=torch.float64)
+    rows = [torch.tensor([at]) for at in (1, 2, 0)]
+    weights = node_weights(rows, 3).double()
+    return bpr_loss(z, *rows, weights=weights, weight_decay=weight_decay).item()
 
 
 def test_bpr_by_hand() -> None:
     # u·n − u·p = 2 − 1; ½(1 + 1 + 4) = 3
-    u, p, n = torch.tensor([[[1.0]], [[1.0]], [[2.0]]], dtype=torch.float64)
     expected = math.log(1 + math.e) + 0.01 * 3
-    assert bpr_loss(u, p, n, weight_decay=0.01).item() == pytest.approx(expected, rel=1e-14)
+    assert bpr_of(1.0, 1.0, 2.0, weight_decay=0.01) == pytest.approx(expected, rel=1e-14)
 
 
 def test_bpr_of_large_scores_is_finite() -> None:
-    u, p, n = torch.tensor([[[100.0]], [[-100.0]], [[100.0]]])
-    assert bpr_loss(u, p, n, weight_decay=0.0).item() == 20_000.0
+    assert bpr_of(100.0, -100.0, 100.0, weight_decay=0.0) == 20_000.0
 
 
 def one_step(task: Task, joint: JointAlignment | None, config: TrainConfig) -> tuple[Tensor, ...]:
@@ -173,7 +239,7 @@ def one_step(task: Task, joint: JointAlignment | None, config: TrainConfig) -> t
     alignment = z.new_zeros(())
     weights: list[Tensor] = list(model.parameters())
     if joint is not None:
-        weights.append(joint.transformation.weight)
+        weights.extend(joint.transformation.parameters())
         target_users = joint.target[: task.graph.users]
         target_items = joint.target[task.graph.users :]
         targets = (
@@ -182,21 +248,22 @@ def one_step(task: Task, joint: JointAlignment | None, config: TrainConfig) -> t
             target_items[batch.negatives],
         )
         for part, target in zip(parts, targets, strict=True):
-            mapped = part @ joint.transformation.weight.T
+            mapped = joint.transformation(part)
             alignment = alignment + naive_alignment(mapped, target, task.older)
-    loss = intended + config.alignment_weight * alignment
+    loss = intended + (config.alignment_weight or 0.0) * alignment
     return intended.detach(), alignment.detach(), *torch.autograd.grad(loss, weights)
 
 
-def test_a_step_minimises_the_joint_objective(task: Task) -> None:
+@pytest.mark.parametrize("bias", [False, True], ids=["linear", "affine"])
+def test_a_step_minimises_the_joint_objective(task: Task, bias: bool) -> None:
     config = configured(epochs=1, batch_size=1 << 20, alignment_weight=5.0)
-    joint, model, reports = task.joint(), task.model(), list[EpochReport]()
-    intended, alignment, *gradients = one_step(task, task.joint(), config)
+    joint, model, reports = task.joint(bias=bias), task.model(), list[EpochReport]()
+    intended, alignment, *gradients = one_step(task, task.joint(bias=bias), config)
 
     task.fit(model, config, joint=joint, on_epoch=reports.append)
     assert reports[0].loss == pytest.approx(float(intended + 5.0 * alignment), rel=1e-5)
     assert reports[0].alignment == pytest.approx(float(alignment), rel=1e-5)
-    left = [p.grad for p in (*model.parameters(), joint.transformation.weight)]
+    left = [p.grad for p in (*model.parameters(), *joint.transformation.parameters())]
     largest = max(float(g.abs().max()) for g in gradients)
     for found, expected in zip(left, gradients, strict=True):
         assert found is not None
@@ -217,12 +284,72 @@ def test_a_step_is_adams_with_the_learning_rate_for_model_and_map(task: Task) ->
     # The first step of Adam moves each weight by the learning rate, against the gradient's sign.
     config = configured(epochs=1, batch_size=1 << 20, learning_rate=0.003)
     joint, model = task.joint(), task.model()
-    before = [joint.transformation.weight.detach().clone(), model.user.detach().clone()]
+    (weight,) = joint.transformation.parameters()
+    before = [weight.detach().clone(), model.user.detach().clone()]
     task.fit(model, config, joint=joint)
-    for found, old in zip((joint.transformation.weight, model.user), before, strict=True):
+    for found, old in zip((weight, model.user), before, strict=True):
         assert found.grad is not None
         step = -0.003 * found.grad.sign()
         torch.testing.assert_close(found.detach() - old, step, rtol=0.02, atol=0)
+
+
+def test_a_fit_leaves_the_average_of_the_weights_along_the_way(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way: list[list[Tensor]] = []
+
+    class Recording(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            done = super().step(closure)
+            way.append([p.detach().clone() for g in self.param_groups for p in g["params"]])
+            return done
+
+    monkeypatch.setattr(torch.optim, "Adam", Recording)
+    config = configured(epochs=4, averaging=True)
+    joint, model = task.joint(), task.model()
+    began = [[p.detach().clone() for p in m.parameters()] for m in (model, joint.transformation)]
+    task.fit(model, config, joint=joint, select=False)
+    for module, start, steps in zip(
+        (model, joint.transformation), began, (way[0::2], way[1::2]), strict=True
+    ):
+        for at, left in enumerate(module.parameters()):
+            average = start[at].double()
+            for t, weights in enumerate(steps, start=1):
+                share = 10 / (t + 10)
+                average = (1 - share) * average + share * weights[at].double()
+            torch.testing.assert_close(left.detach().double(), average, rtol=1e-4, atol=1e-6)
+            assert not torch.equal(left, steps[-1][at])
+
+
+@pytest.mark.parametrize("select", [False, True])
+def test_the_average_is_normalised_by_the_training_graph(task: Task, select: bool) -> None:
+    model = task.model()
+    task.fit(model, configured(averaging=True), select=select)
+    with torch.no_grad():
+        served = model.eval()(task.graph)
+        batch = model.train()(task.graph)
+    # All nodes make up the batch; but its variance is over N nodes, and the kept one over N - 1.
+    torch.testing.assert_close(served, batch, rtol=0.01, atol=0.005)
+    assert all(norm.momentum == 0.1 for _, norm in model.stack)
+
+
+def test_what_is_selected_is_the_average(task: Task) -> None:
+    model = task.model()
+    result = task.fit(model, configured(epochs=6, averaging=True))
+    assert result.recall == task.selection.recall(model)
+
+
+def test_a_transformation_without_weights_is_aligned_all_the_same(task: Task) -> None:
+    class First(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z[..., :D1]
+
+    joint = replace(task.joint(), transformation=First())
+    model, alone = task.model(), task.model()
+    config = configured(epochs=80)
+    task.fit(model, config, joint=joint)
+    task.fit(alone, config)
+    assert task.alignment_error(model, joint) < 0.5 * task.alignment_error(alone, joint)
 
 
 def test_parent_and_older_maps_stay_as_they_are(task: Task) -> None:
@@ -336,6 +463,21 @@ def test_recall_is_measured_now_and_then_and_at_the_end(
     assert {r.epochs for r in history.reports} == {epochs}
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_fit_ends_when_patience_does(task: Task, patience: int) -> None:
+    history, whole = History(), History()
+    task.fit(task.model(), configured(**STEEP), on_epoch=whole)
+    steep = configured(**STEEP, patience=patience)
+    result = task.fit(task.model(), steep, on_epoch=history)
+    ended = history.reports[-1].epoch
+    assert ended < whole.reports[-1].epoch, "where it goes on to the end, nothing is shown"
+    assert ended - result.epoch == patience
+    assert history.recalls == {e: r for e, r in whole.recalls.items() if e <= ended}
+    for epoch in range(1, ended):
+        best = max(range(1, epoch + 1), key=lambda e: history.recalls[e])
+        assert epoch - best < patience
+
+
 def test_a_diverged_fit_is_an_error_and_not_a_model(task: Task) -> None:
     with pytest.raises(InvalidInput, match="Training diverged in epoch"):
         task.fit(task.model(), configured(learning_rate=1e30, epochs=20))
@@ -383,7 +525,7 @@ def test_losses_are_means_over_the_batches(task: Task) -> None:
             mapped = [(joint.transformation(z[row]), joint.target[row]) for row in rows]
             alignment = sum(float(naive_alignment(*pair, task.older)) for pair in mapped)
             intended = float(naive_bpr(*(z[row] for row in rows), weight_decay=0.5))
-            losses.append(intended + config.alignment_weight * alignment)
+            losses.append(intended + 16.0 * alignment)
             alignments.append(alignment)
     assert len(losses) == 4
     assert history.reports[0].loss == pytest.approx(sum(losses) / 4, rel=1e-4)
@@ -395,7 +537,8 @@ def test_alignment_brings_the_map_close_to_the_parent(task: Task) -> None:
     for weight in (0.0, 16.0):
         model, joint = task.model(), task.joint()
         untrained = task.alignment_error(model, joint)
-        task.fit(model, configured(epochs=40, alignment_weight=weight), joint=joint)
+        config = configured(epochs=40, alignment_weight=weight)
+        task.fit(model, config, joint=joint)
         errors[weight] = task.alignment_error(model, joint)
     scale = float(task.joint().target.norm(dim=1).mean())
     assert errors[16.0] < 0.25 * scale

@@ -1,15 +1,19 @@
 """GraphSAGE against PyG's layer on an edge list, and against dense sums node by node."""
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer_support import dataset_of, dense_mean
+from tests.trainer_support import dataset_of, dense_mean, widened
+from trainer import graph as graph_module
 from trainer.data.dataset import Dataset
 from trainer.features import Vocabulary
-from trainer.graph import Adjacency, Graph
+from trainer.graph import Graph, SparseMatrix
 from trainer.model import FullGraphConv, GraphSAGE, embed
 from trainer.split import Edges
 
@@ -41,15 +45,17 @@ VOCABULARY = Vocabulary({"brand": ("p", "q"), "tags": ("s", "t", "u")})
 
 
 def edges_in(dataset: Dataset) -> Edges:
-    return Edges(dataset.users, dataset.items)
+    """Return the edges, the first of them twice."""
+    return Edges(np.append(dataset.users, dataset.users[0]), np.append(dataset.items, 0))
 
 
-def graph_of(dataset: Dataset, *, isolated_users: int = 0) -> Graph:
+def graph_of(
+    dataset: Dataset, *, isolated_users: int = 0, vocabulary: Vocabulary = VOCABULARY
+) -> Graph:
     """Return the graph of ``dataset`` in float64."""
     users, items = len(dataset.user_ids) + isolated_users, len(dataset.item_ids)
-    graph = Graph.of(dataset, edges_in(dataset), users, items, VOCABULARY)
-    adjacency = Adjacency(graph.adjacency.mean_of.double(), graph.adjacency.transposed.double())
-    return Graph(users, items, adjacency, graph.features)
+    graph = Graph.of(dataset, edges_in(dataset), users, items, vocabulary)
+    return replace(graph, mean=widened(graph.mean), inputs=widened(graph.inputs))
 
 
 def make_model(layers: int, vocabulary: Vocabulary = VOCABULARY) -> GraphSAGE:
@@ -101,8 +107,21 @@ def reference(model: GraphSAGE, dataset: Dataset, graph: Graph) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+LAYERS = pytest.mark.parametrize("layers", [1, 2, 3])
+TRAINING = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+
+
+@pytest.fixture(params=["sparse", "dense"])
+def _input_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply the input operator in one of its forms, whatever its size."""
+    monkeypatch.setattr(
+        graph_module, "_DENSE_ENTRIES", {"sparse": 0, "dense": 1 << 24}[request.param]
+    )
+
+
+@LAYERS
+@TRAINING
+@pytest.mark.usefixtures("_input_form")
 def test_forward_is_that_of_dense_sums(layers: int, training: bool) -> None:
     dataset = shop()
     graph = graph_of(dataset, isolated_users=1)
@@ -111,31 +130,66 @@ def test_forward_is_that_of_dense_sums(layers: int, training: bool) -> None:
     torch.testing.assert_close(model(graph), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_gradients_are_those_of_dense_sums(training: bool) -> None:
+@LAYERS
+@TRAINING
+@pytest.mark.usefixtures("_input_form")
+def test_gradients_are_those_of_dense_sums(layers: int, training: bool) -> None:
     dataset = shop()
-    graph, model = graph_of(dataset), make_model(2).train(training)
+    graph, model = graph_of(dataset, isolated_users=1), make_model(layers).train(training)
     parameters = list(model.parameters())
     upstream = torch.randn(graph.users + graph.items, WIDTH, dtype=torch.float64)
     expected = torch.autograd.grad(reference(model, dataset, graph), parameters, upstream)
     found = torch.autograd.grad(model(graph), parameters, upstream)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    unknown_tag = found[[n for n, _ in model.named_parameters()].index("attributes.1.weight")][2]
+    assert unknown_tag.tolist() == [0.0] * WIDTH  # no item has the value "u"
+
+
+@LAYERS
+@TRAINING
+def test_in_single_precision_it_is_the_same_to_its_precision(layers: int, training: bool) -> None:
+    dataset = shop()
+    model = make_model(layers).train(training)
+    expected = reference(model, dataset, graph_of(dataset)).detach()
+    graph = Graph.of(dataset, edges_in(dataset), 3, 4, VOCABULARY)
+    found = model.float()(graph).detach().double()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@TRAINING
+def test_the_sparse_and_the_dense_input_give_the_same(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, model = shop(), make_model(2).train(training)
+    parameters, results = list(model.parameters()), []
+    for limit in (0, 1 << 24):
+        monkeypatch.setattr(graph_module, "_DENSE_ENTRIES", limit)
+        graph = graph_of(dataset, isolated_users=1)
+        assert isinstance(graph.inputs.matrix, SparseMatrix if limit == 0 else Tensor)
+        z = model(graph)
+        results.append((z, torch.autograd.grad(z.square().sum(), parameters)))
+    torch.testing.assert_close(*results)
+
+
+def edge_index_of(edges: Edges, users: int) -> Tensor:
+    """Return PyG's edge list, int64 (2, 2 E), both directions."""
+    starts, ends = torch.from_numpy(edges.users), torch.from_numpy(edges.items) + users
+    return torch.stack([torch.cat([starts, ends]), torch.cat([ends, starts])])
 
 
 def test_layer_is_pygs_on_the_edge_list() -> None:
     from torch_geometric.nn import SAGEConv  # at the top its warnings would be errors
 
     dataset = shop()
-    graph, users = graph_of(dataset), len(dataset.user_ids)
-    starts, ends = torch.from_numpy(dataset.users), torch.from_numpy(dataset.items) + users
-    edge_index = torch.stack([torch.cat([starts, ends]), torch.cat([ends, starts])])
+    graph = graph_of(dataset, isolated_users=1)
+    edge_index = edge_index_of(edges_in(dataset), graph.users)
     ours = FullGraphConv(WIDTH, WIDTH).double()
     theirs = SAGEConv(WIDTH, WIDTH, aggr="mean").double()
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(users + graph.items, WIDTH, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(graph.users + graph.items, WIDTH, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(x)
 
-    found, expected = ours(x, graph.adjacency), theirs(x, edge_index)
+    found, expected = ours(x, graph.mean), theirs(x, edge_index)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(
         torch.autograd.grad(found, [x, *ours.parameters()], upstream),
@@ -145,14 +199,58 @@ def test_layer_is_pygs_on_the_edge_list() -> None:
     )
 
 
+@LAYERS
+@TRAINING
+@pytest.mark.usefixtures("_input_form")
+def test_a_model_is_pygs_layers_one_after_another(layers: int, training: bool) -> None:
+    from torch_geometric.nn import SAGEConv
+
+    dataset, model = shop(), make_model(layers).train(training)
+    graph = graph_of(dataset, isolated_users=1)
+    edge_index = edge_index_of(edges_in(dataset), graph.users)
+    theirs = copy.deepcopy(model)
+    found = model(graph)
+
+    bags = [
+        bag(*(torch.from_numpy(part) for part in graph.features.bags[name]))
+        for name, bag in zip(theirs.attribute_names, theirs.attributes, strict=True)
+    ]
+    x = torch.cat([theirs.user.expand(graph.users, -1), torch.stack(bags).sum(dim=0)])
+    for depth, (layer, norm) in enumerate(zip(theirs.convolutions, theirs.norms, strict=True)):
+        convolution = SAGEConv(WIDTH, WIDTH, aggr="mean").double()
+        convolution.lin_l, convolution.lin_r = layer.lin_l, layer.lin_r
+        x = norm(convolution(x if depth == 0 else x.relu(), edge_index))
+    torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-6)
+    upstream = torch.randn_like(x)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, list(model.parameters()), upstream),
+        torch.autograd.grad(x, list(theirs.parameters()), upstream),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    torch.testing.assert_close(model.state_dict(), theirs.state_dict())  # running statistics too
+
+
 def test_an_item_without_known_values_starts_from_zero() -> None:
     dataset = shop()
-    model = make_model(1)
-    inputs = model.embed_items(graph_of(dataset).features)
+    model, graph = identity_model(VOCABULARY), graph_of(dataset)
+    inputs = model(graph)[graph.users :]
     torch.testing.assert_close(inputs, item_inputs(model, dataset))
     assert dataset.item_ids[3] == "z"  # its only brand is unknown
     assert inputs[3].tolist() == [0.0] * WIDTH
     assert inputs[:3].norm(dim=1).min() > 0
+
+
+def identity_model(vocabulary: Vocabulary) -> GraphSAGE:
+    """Return a float64 model whose vectors are its inputs."""
+    model = GraphSAGE(WIDTH, 1, vocabulary.sizes).double().eval()
+    layer, norm = model.convolutions[0], model.norms[0]
+    assert isinstance(norm, nn.BatchNorm1d)
+    norm.eps = 0.0
+    for name in ("lin_l.weight", "lin_l.bias"):
+        nn.init.zeros_(layer.get_parameter(name))
+    nn.init.eye_(layer.get_parameter("lin_r.weight"))
+    return model
 
 
 def test_users_share_one_vector() -> None:
@@ -195,10 +293,9 @@ def test_the_user_vector_is_drawn_small_and_the_rest_from_the_same_generator() -
 def test_attributes_may_have_any_name(name: str) -> None:
     dataset = dataset_of([("ann", "v", 1), ("bob", "w", 2)], {name: {"v": ["p"], "w": ["q"]}})
     vocabulary = Vocabulary({name: ("p", "q")})
-    graph = Graph.of(dataset, edges_in(dataset), 2, 2, vocabulary)
-    model = GraphSAGE(WIDTH, 1, vocabulary.sizes)
+    model = identity_model(vocabulary)
     weight = model.attributes[0].get_parameter("weight")
-    assert model.embed_items(graph.features).tolist() == weight.tolist()
+    assert model(graph_of(dataset, vocabulary=vocabulary))[2:].tolist() == weight.tolist()
 
 
 def test_width_and_depth_are_as_asked() -> None:

@@ -1,0 +1,1 @@
+"""How fast the trainer is, and how well it does in that time: scripts that print tables."""

@@ -1,0 +1,1 @@
+"""Evaluation of the methods: the unintended tasks, the three metrics, the table and the figures."""

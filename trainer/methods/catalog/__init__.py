@@ -1,0 +1,1 @@
+"""The methods, grouped; every module's ``METHODS`` is found by itself."""
