@@ -58,6 +58,7 @@ class LeastSquaresHead(nn.Module):
 
     Args:
         target: y, (n, D_parent), what z is mapped to, row by row.
+        weights: how much each row counts, (n,), 0 or more; None for all the same.
         ridge: ρ as a share of the mean variance of z's coordinates.
 
     Shapes:
@@ -65,20 +66,26 @@ class LeastSquaresHead(nn.Module):
     """
 
     target: Tensor
+    share: Tensor
 
-    def __init__(self, target: Tensor, *, ridge: float = 1e-4) -> None:
+    def __init__(
+        self, target: Tensor, *, weights: Tensor | None = None, ridge: float = 1e-4
+    ) -> None:
         super().__init__()
+        weights = target.new_ones(len(target)) if weights is None else weights.to(target)
         self.register_buffer("target", target, persistent=False)
+        self.register_buffer("share", weights / weights.sum(), persistent=False)
         self.ridge = ridge
 
     def forward(self, z: Tensor) -> Tensor:
         """Map ``z`` by the least-squares solution for it."""
         with torch.no_grad():
-            x_mean, y_mean = z.mean(dim=0), self.target.mean(dim=0)
+            x_mean, y_mean = self.share @ z, self.share @ self.target
             x = z - x_mean
-            covariance = (x.T @ x).to(torch.float64)  # (D_k, D_k)
+            weighted = (x * self.share[:, None]).T  # (D_k, n)
+            covariance = (weighted @ x).to(torch.float64)  # (D_k, D_k)
             covariance.diagonal().add_(self.ridge * covariance.diagonal().mean() + 1e-12)
-            moments = (x.T @ (self.target - y_mean)).to(torch.float64)  # (D_k, D_parent)
+            moments = (weighted @ (self.target - y_mean)).to(torch.float64)  # (D_k, D_parent)
             solved = torch.linalg.solve(covariance, moments).to(z.dtype)
             shift = y_mean - x_mean @ solved
         return torch.addmm(shift, z, solved)

@@ -4,6 +4,8 @@ Each function takes vectors of the same n nodes under two versions and returns t
 newer to the older. No gradient, no seed, no epochs.
 """
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -14,13 +16,18 @@ Array = NDArray[np.float64]
 
 
 def least_squares(
-    newer: ArrayLike, older: ArrayLike, *, bias: bool = False, ridge: float = 1e-6
+    newer: ArrayLike,
+    older: ArrayLike,
+    *,
+    bias: bool = False,
+    ridge: float = 1e-6,
+    weights: ArrayLike | None = None,
 ) -> AffineMap:
     """Return the map that minimises the mean over nodes of ‖W x + b − y‖² + ρ ‖W‖²_F.
 
     W = C_yx (C_xx + ρ I)⁻¹ with C_ab = mean of a bᵀ, about the means where there is a bias, which
-    is then b = mean(y) − W mean(x). The multi-step alignment loss has the same minimiser at ρ = 0:
-    it is δᵀ G δ with an invertible G.
+    is then b = mean(y) − W mean(x). All means are weighted where there are weights. The multi-step
+    alignment loss has the same minimiser at ρ = 0: it is δᵀ G δ with an invertible G.
 
     Args:
         newer: x, (n, D_k), finite.
@@ -28,10 +35,12 @@ def least_squares(
         bias: fit b too; otherwise the map is linear.
         ridge: ρ as a share of the mean squared coordinate of x, tr(C_xx) / D_k. It keeps the
             solution unique where coordinates of x are dependent.
+        weights: how much each node counts, (n,), 0 or more; None for all the same.
 
     Raises:
-        DimensionMismatch: the arrays are not (n, D_k) and (n, D_j). InvalidInput: there is no
-            node, or a value is NaN or infinite.
+        DimensionMismatch: the arrays are not (n, D_k), (n, D_j) and (n,). InvalidInput: there is no
+            node, a value is NaN or infinite, a weight is negative or all are 0; or coordinates of x
+            are dependent and ``ridge`` is 0.
 
     Example:
         >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -39,14 +48,22 @@ def least_squares(
         array([[2., 3.]])
     """
     x, y = _pair(newer, older)
-    x_mean, y_mean = x.mean(axis=0) * bias, y.mean(axis=0) * bias
+    share = _shares(weights, len(x))
+    x_mean, y_mean = share @ x * bias, share @ y * bias
     x, y = x - x_mean, y - y_mean
-    covariance = x.T @ x / len(x)  # (D_k, D_k)
+    weighted = (x * share[:, None]).T  # (D_k, n)
+    covariance = weighted @ x  # (D_k, D_k)
     dim = len(covariance)
     # A version whose vectors are all zero has no scale of its own.
     scale = np.trace(covariance) / dim or 1.0
     covariance[np.diag_indices(dim)] += ridge * scale
-    weight = np.linalg.solve(covariance, x.T @ y / len(x)).T  # (D_j, D_k)
+    try:
+        weight = cast("Array", np.linalg.solve(covariance, weighted @ y).T)  # (D_j, D_k)
+    except np.linalg.LinAlgError as error:
+        raise InvalidInput(
+            "The newer vectors' coordinates are linearly dependent, so that no one map is best. "
+            "Give a ridge above 0."
+        ) from error
     return AffineMap(weight, y_mean - weight @ x_mean if bias else None)
 
 
@@ -94,3 +111,16 @@ def _pair(newer: ArrayLike, older: ArrayLike) -> tuple[Array, Array]:
         if not np.isfinite(array).all():
             raise InvalidInput(f"The {name} vectors hold NaN or infinite values.")
     return x, y
+
+
+def _shares(weights: ArrayLike | None, nodes: int) -> Array:
+    if weights is None:
+        return np.full(nodes, 1.0 / nodes)
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != (nodes,):
+        raise DimensionMismatch("weights", f"({nodes},)", given.shape)
+    total = given.sum()
+    if not (np.isfinite(total) and total > 0.0 and (given >= 0.0).all()):
+        raise InvalidInput("Weights of nodes have to be finite, 0 or more, and not all 0.")
+    shares: Array = given / total
+    return shares

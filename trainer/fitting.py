@@ -29,13 +29,14 @@ class JointAlignment:
         transformation: B_k, (N, D_k) to (N, D_{k-1}).
         loss: the alignment loss, its Gram matrix made of the frozen older maps.
         target: z_{k-1}, (U + I, D_parent): M_{k-1} in evaluation mode on the training graph.
-        over_nodes: average over all nodes, not over the batch's users, positives and negatives.
+        weights: how much each node counts, (U + I,); None to average over each batch's users,
+            positives and negatives, and add up the three, as published.
     """
 
     transformation: nn.Module
     loss: AlignmentLoss
     target: Tensor
-    over_nodes: bool = False
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +165,8 @@ def _epoch(
         loss = bpr_loss(z, *rows, weights=weights, weight_decay=config.weight_decay)
         alignment = z.new_zeros(())
         if joint is not None:
-            mapped = joint.transformation(z)
-            alignment = joint.loss(mapped, joint.target, None if joint.over_nodes else weights)
+            nodes = weights if joint.weights is None else joint.weights
+            alignment = joint.loss(joint.transformation(z), joint.target, nodes)
             loss = loss + lam * alignment
         for optimizer in optimizers:
             optimizer.zero_grad()

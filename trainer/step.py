@@ -107,6 +107,11 @@ class Step:
         z = torch.cat(embed(archived.model.to(self.device), graph))
         return z.to(torch.float64).cpu().numpy()
 
+    @property
+    def known_users(self) -> int:
+        """How many of the nodes known at t_k are users."""
+        return self._known[1]
+
     @cached_property
     def _known(self) -> tuple[Operator, int, int]:
         edges = self.split.known

@@ -46,6 +46,7 @@ from trainer.archive import (
     load_model,
     map_file,
 )
+from trainer.balance import balanced_weights
 from trainer.config import Protocol, TrainConfig
 from trainer.data.dataset import Dataset, MultiHot, resolve_until
 from trainer.fitting import EpochReport
@@ -356,7 +357,7 @@ class TestMethods:
         assert len(firsts) == len(SERVABLE)
         assert all(first == firsts[0] for first in firsts)
 
-    @pytest.mark.parametrize("name", ["post-affine", "post-direct", "solved-direct"])
+    @pytest.mark.parametrize("name", ["post-affine", "post-direct", "grown-direct"])
     def test_fitted_maps_are_the_closed_form_on_what_is_served(
         self, by_method: Mapping[str, Workshop], name: str
     ) -> None:
@@ -364,8 +365,12 @@ class TestMethods:
         last = workshop.registry.versions.get(2)
         chain = served_chain(workshop, 2)
         z = {k: known_vectors(workshop, k, last) for k in (0, 1, 2)}
+        users = int(training_split(workshop.dataset, last).known.users.max()) + 1
         for k in (0, 1) if name in WITH_DIRECT_MAPS else (1,):
-            assert_same(chain[k], least_squares(z[2], z[k], bias=True, ridge=1e-4))
+            given: dict[str, Any] = {"bias": True, "ridge": 1e-4}
+            if name == "grown-direct":
+                given["weights"] = balanced_weights(torch.from_numpy(z[k]), users).numpy()
+            assert_same(chain[k], least_squares(z[2], z[k], **given))
 
     def test_the_map_that_was_trained_is_kept_where_another_is_served(
         self, by_method: Mapping[str, Workshop]

@@ -228,6 +228,16 @@ class TestLeastSquaresHead:
             LeastSquaresHead(target)(z), torch.from_numpy(expected), rtol=1e-9, atol=1e-9
         )
 
+    def test_weighs_nodes_as_the_closed_form_does(self) -> None:
+        z, target = self.vectors()
+        weights = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        fitted = least_squares(
+            z.numpy(), target.numpy(), bias=True, ridge=1e-4, weights=weights.numpy()
+        )
+        expected = torch.from_numpy(fitted(z.numpy()))
+        found = LeastSquaresHead(target, weights=5.0 * weights)(z)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
     @pytest.mark.parametrize("scale", [0.01, 100.0])
     def test_the_scale_of_the_vectors_does_not_matter(self, scale: float) -> None:
         z, target = self.vectors()

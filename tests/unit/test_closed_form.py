@@ -144,6 +144,39 @@ class TestLeastSquares:
         assert np.array_equal(found.weight, expected.weight)
         assert found.weight.dtype == np.float64
 
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_whole_weights_are_nodes_that_come_so_often(self, bias: bool) -> None:
+        x, y = problem(20, 4, 3)
+        often = np.arange(20) % 4
+        found = least_squares(x, y, bias=bias, ridge=0.01, weights=0.3 * often)
+        expected = least_squares(
+            np.repeat(x, often, axis=0), np.repeat(y, often, axis=0), bias=bias, ridge=0.01
+        )
+        np.testing.assert_allclose(found.weight, expected.weight)
+        if bias:
+            np.testing.assert_allclose(bias_of(found), bias_of(expected))
+
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ([1.0, -1.0, 1.0], "finite, 0 or more, and not all 0"),
+            ([0.0, 0.0, 0.0], "finite, 0 or more, and not all 0"),
+            ([1.0, np.nan, 1.0], "finite, 0 or more, and not all 0"),
+            ([1.0, np.inf, 1.0], "finite, 0 or more, and not all 0"),
+            ([1.0, 1.0], r"weights"),
+        ],
+    )
+    def test_weights_that_weigh_nothing_are_refused(
+        self, weights: list[float], message: str
+    ) -> None:
+        x, y = problem(3, 2, 1)
+        with pytest.raises(InvalidInput, match=message):
+            least_squares(x, y, weights=weights)
+
+    def test_without_a_ridge_dependent_coordinates_are_refused(self) -> None:
+        with pytest.raises(InvalidInput, match=r"linearly dependent.*Give a ridge above 0"):
+            least_squares(np.zeros((5, 2)), np.ones((5, 1)), ridge=0.0)
+
     def test_what_it_is_given_stays_as_it_is(self) -> None:
         x, y = problem(10, 3, 2)
         before = x.copy(), y.copy()

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
 from backcast.closed_form import least_squares, truncation, zero_padded_procrustes
 from backcast.transforms import AffineMap
+from trainer.balance import balanced_weights
 from trainer.fitting import node_weights
 from trainer.methods.base import Trained
 from trainer.sampling import PairSampler
@@ -47,11 +50,13 @@ class LeastSquares:
         bias: fit an affine map.
         direct: fit a map to every older version whose model is still archived, not to the parent
             alone.
+        balanced: users and items have the same say (see ``trainer.balance``).
         ridge: see :func:`backcast.closed_form.least_squares`.
     """
 
     bias: bool = False
     direct: bool = False
+    balanced: bool = False
     ridge: float = 1e-4
 
     def fit(self, step: Step, trained: Trained) -> Maps:
@@ -60,12 +65,16 @@ class LeastSquares:
         wanted = step.ancestors if self.direct else step.ancestors[:1]
         models = {version: step.load(version) for version in wanted}
         return {
-            version: least_squares(
-                newer, step.known_vectors_of(model), bias=self.bias, ridge=self.ridge
-            )
+            version: self._fitted(newer, step.known_vectors_of(model), step.known_users)
             for version, model in models.items()
             if model is not None
         }
+
+    def _fitted(
+        self, newer: NDArray[np.float64], older: NDArray[np.float64], users: int
+    ) -> AffineMap:
+        weights = balanced_weights(torch.from_numpy(older), users) if self.balanced else None
+        return least_squares(newer, older, bias=self.bias, ridge=self.ridge, weights=weights)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from backcast.alignment import (
 from backcast.closed_form import truncation
 from backcast.transforms import AffineMap
 from trainer.archive import ArchivedModel
+from trainer.balance import balanced_weights, spread
 from trainer.features import Vocabulary
 from trainer.fitting import PAPER_LAMBDA, FitResult, JointAlignment, fit
 from trainer.growing import can_grow, grow
@@ -109,7 +110,8 @@ class JointSolved:
 
     The alignment loss is 1 − R² of the least-squares affine map from z_k, solved anew in every step
     (see ``backcast.alignment.LeastSquaresHead``): a share of variance, so that λ does not depend on
-    the scale of either version's vectors.
+    the scale of either version's vectors. Users and items have the same say in it (see
+    ``trainer.balance``).
 
     Attributes:
         all_versions: to every older version whose model is archived, on average; otherwise to the
@@ -127,15 +129,18 @@ class JointSolved:
         """Train M_k; its maps are to be fitted afterwards."""
         versions = step.ancestors if self.all_versions else step.ancestors[:1]
         older = [z for version in versions if (z := step.older(version)) is not None]
-        scaled = [(z - z.mean(dim=0)) / z.var(dim=0, correction=0).sum().sqrt() for z in older]
+        parents, users = step.target, step.split.users
+        weights = balanced_weights(parents, users).to(parents)
+        scaled = [z / spread(z, users, weights).clamp_min(1e-12).sqrt() for z in older]
         target = torch.cat(scaled, dim=1) / len(scaled) ** 0.5
-        # Now the squared length of a row's error, averaged over nodes, is the mean of 1 − R².
+        # Now the weighted sum of the squared lengths of the nodes' errors is the mean of 1 − R².
         loss = AlignmentLoss(torch.eye(target.shape[1], dtype=torch.float64)).to(step.device)
-        joint = JointAlignment(LeastSquaresHead(target), loss, target, over_nodes=True)
+        head = LeastSquaresHead(target, weights=weights)
+        joint = JointAlignment(head, loss, target, weights)
         model, parent = step.new_model(), _parent(step)
         if self.grown and can_grow(model, parent.model):
             graph = step.training_graph(step.vocabulary)
-            grow(model, step.vocabulary, parent, step.target, graph)
+            grow(model, step.vocabulary, parent, parents, graph)
         return _fit(step, model, step.vocabulary, joint=joint)
 
 

@@ -402,13 +402,19 @@ class TestModels:
         step = step_of(dataset, made, config=STILL, on_epoch=reports.append)
         trained = JointSolved(all_versions).train(step)
         assert trained.joint_map is None
-        z, left = training_vectors(step, trained), []
+        z, left, users = training_vectors(step, trained), [], step.split.users
+        kinds = [slice(None, users), slice(users, None)]
+        parents = step.target.double().numpy()
+        weights = np.concatenate([[0.5 / scatter(parents[kind])] * len(z[kind]) for kind in kinds])
         for version in (0, 1) if all_versions else (1,):
             older = step.older(version)
             assert older is not None
             y = older.double().numpy()
-            error = least_squares(z, y, bias=True, ridge=1e-4)(z) - y
-            left.append((error**2).sum() / ((y - y.mean(axis=0)) ** 2).sum())
+            error = least_squares(z, y, bias=True, ridge=1e-4, weights=weights)(z) - y
+            variance = sum(scatter(y[kind]) * weights[kind][0] for kind in kinds)
+            left.append((weights @ error**2).sum() / variance)
+            if version == 1:
+                assert variance == pytest.approx(1.0)
         assert reports[0].alignment == pytest.approx(np.mean(left), rel=1e-3)
 
     @pytest.mark.parametrize("loss", ["single", "multi"])
@@ -422,6 +428,10 @@ class TestModels:
             found = LeastSquares(bias=True).fit(step, trained)[1]
             errors.append(error_of(found, step, trained))
         assert errors[0] < 0.7 * errors[1]
+
+
+def scatter(z: NDArray[np.float64]) -> float:
+    return float(((z - z.mean(axis=0)) ** 2).sum())
 
 
 def training_vectors(step: Step, trained: Trained) -> NDArray[np.float64]:

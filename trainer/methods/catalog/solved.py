@@ -11,7 +11,7 @@ METHODS = (
         100,
         "Joint training that keeps the parent's vectors an affine function of the new ones.",
         JointSolved(),
-        LeastSquares(bias=True),
+        LeastSquares(bias=True, balanced=True),
     ),
     Method(
         "solved-direct",
@@ -19,7 +19,7 @@ METHODS = (
         101,
         "The same models, with a map to every older version whose model is archived.",
         JointSolved(),
-        LeastSquares(bias=True, direct=True),
+        LeastSquares(bias=True, direct=True, balanced=True),
     ),
     Method(
         "grown",
@@ -27,7 +27,7 @@ METHODS = (
         102,
         "As Solved, but M_k begins as its parent, to which new units and layers are added.",
         JointSolved(grown=True),
-        LeastSquares(bias=True),
+        LeastSquares(bias=True, balanced=True),
     ),
     Method(
         "grown-direct",
@@ -35,6 +35,6 @@ METHODS = (
         103,
         "As Grown, but every older version whose model is archived is kept and mapped to.",
         JointSolved(all_versions=True, grown=True),
-        LeastSquares(bias=True, direct=True),
+        LeastSquares(bias=True, direct=True, balanced=True),
     ),
 )
