@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
 from backcast.cli.output import print_table
@@ -34,7 +36,6 @@ from trainer.evaluation.drawing import Picture, drawing, head, look_of
 from trainer.fitting import EpochReport, JointAlignment, Selection, fit
 from trainer.methods import make_version, method
 from trainer.model import GraphSAGE, embed
-from trainer.ranking import recall_at_k
 from trainer.split import make_split
 from trainer.step import Step
 
@@ -96,7 +97,7 @@ class Run:
         return None
 
 
-def config_of(recipe: str, seed: int, epochs: int | None) -> TrainConfig:
+def config_of(recipe: str, seed: int, arguments: argparse.Namespace) -> TrainConfig:
     """Return the training settings of a recipe."""
     return TrainConfig.load(
         "small",
@@ -104,7 +105,8 @@ def config_of(recipe: str, seed: int, epochs: int | None) -> TrainConfig:
         protocol=Protocol.PAPER,
         alignment_weight=LAMBDA,
         seed=seed,
-        epochs=epochs,
+        epochs=arguments.epochs,
+        evaluate_every=arguments.every,
         device="cpu",
     )
 
@@ -149,40 +151,55 @@ def ancestors(
     return models, chain
 
 
-class Watch:
-    """Looks at a model every few epochs; its looking does not count as training time."""
+@dataclass(frozen=True, eq=False)
+class Timed(Selection):
+    """A selection that takes down how long looking took."""
 
-    def __init__(
-        self, step: Step, model: GraphSAGE, selection: Selection, joint: JointAlignment | None
-    ) -> None:
-        self._model, self._selection, self._joint = model, selection, joint
+    away: list[float]
+
+    def recall(self, model: GraphSAGE) -> float:
+        """Return Recall@50."""
+        started = time.perf_counter()
+        found = super().recall(model)
+        self.away.append(time.perf_counter() - started)
+        return found
+
+
+class Watch:
+    """Looks at what is evaluated; its looking does not count as training time."""
+
+    def __init__(self, step: Step, joint: JointAlignment | None) -> None:
+        selection = step.selection(step.vocabulary)
+        assert selection is not None
+        self.selection = Timed(selection.holdout, selection.graph, [])
+        self.joint = joint
         # W_{k-1}^0, z_{k-1} and z_0, the vectors on version k's graph
-        self._older = None
+        self.older = None
         if step.parent is not None:
-            self._older = step.chain[0], vectors_of(step, step.parent), vectors_of(step, 0)
-        self._away = 0.0
+            self.older = step.chain[0], vectors_of(step, step.parent), vectors_of(step, 0)
         self.points: list[Point] = []
 
     @property
     def norm(self) -> float | None:
         """Mean ‖z_0‖, None for version 0."""
-        return None if self._older is None else mean_length(self._older[2])
+        return None if self.older is None else mean_length(self.older[2])
 
     def look(self, report: EpochReport) -> None:
         """Take down recall and alignment error."""
+        if report.recall is None:
+            return
         started = time.perf_counter()
-        users, items = embed(self._model, self._selection.graph)
-        recall = recall_at_k(users, items, self._selection.holdout)
         error = refitted = None
-        if self._older is not None:
-            chain, parent, first = self._older
-            newer = torch.cat([users, items]).numpy()
+        if self.older is not None:
+            chain, parent, first = self.older
+            model = cast("GraphSAGE", report.kept[0])
+            newer = torch.cat(embed(model, self.selection.graph)).numpy()
             refitted = mean_length(chain.after(least_squares(newer, parent))(newer) - first)
-            if self._joint is not None:
-                error = mean_length(chain.after(map_of(self._joint))(newer) - first)
-        seconds = report.seconds - self._away
-        self.points.append(Point(report.epoch, seconds, recall, error, refitted))
-        self._away += time.perf_counter() - started
+            if self.joint is not None:
+                error = mean_length(chain.after(map_of(report.kept[1]))(newer) - first)
+        seconds = report.seconds - sum(self.selection.away)
+        self.points.append(Point(report.epoch, seconds, report.recall, error, refitted))
+        self.selection.away.append(time.perf_counter() - started)
 
 
 def mean_length(vectors: NDArray[np.float64]) -> float:
@@ -197,10 +214,10 @@ def vectors_of(step: Step, version: int) -> NDArray[np.float64]:
     return found.to(torch.float64).numpy()
 
 
-def map_of(joint: JointAlignment) -> AffineMap:
+def map_of(transformation: nn.Module) -> AffineMap:
     """Return the map trained jointly, as it is now."""
-    assert isinstance(joint.transformation, BackwardTransformation)
-    return AffineMap(joint.transformation.weight.detach().numpy())
+    assert isinstance(transformation, BackwardTransformation)
+    return AffineMap(transformation.weight.detach().numpy())
 
 
 def joint_of(step: Step) -> JointAlignment:
@@ -212,26 +229,19 @@ def joint_of(step: Step) -> JointAlignment:
     return JointAlignment(transformation, AlignmentLoss(gram), target)
 
 
-def train(step: Step, name: str, recipe: str, every: int) -> Run:
+def train(step: Step, name: str, recipe: str) -> Run:
     """Train the version by a recipe and look at it every few epochs."""
     config, model = step.config, step.new_model()
     joint = joint_of(step) if name == ALIGNED else None
-    selection = step.selection(step.vocabulary)
-    assert selection is not None
-    watch = Watch(step, model, selection, joint)
-
-    def on_epoch(report: EpochReport) -> None:
-        if report.epoch % every == 0 or report.epoch == report.epochs:
-            watch.look(report)
-
+    watch, graph = Watch(step, joint), step.training_graph(step.vocabulary)
     fit(
         model,
-        step.training_graph(step.vocabulary),
+        graph,
         step.split.train,
         config,
         joint=joint,
-        selection=None,
-        on_epoch=on_epoch,
+        selection=watch.selection,
+        on_epoch=watch.look,
     )
     first_selected = min(config.first_selected_epoch, config.epochs // 2) if joint else 1
     return Run(name, recipe, config.seed, first_selected, watch.norm, watch.points)
@@ -241,12 +251,12 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
     """Train all: for each seed the ancestors, then each model by both recipes in turn."""
     dataset, version, runs = Dataset.read(arguments.data), arguments.version, []
     for seed in map(int, arguments.seeds.split(",")):
-        configs = {r: config_of(r, seed, arguments.epochs) for r in (PUBLISHED, FAST)}
+        configs = {r: config_of(r, seed, arguments) for r in (PUBLISHED, FAST)}
         models, chain = ancestors(dataset, version, configs[PUBLISHED])
         for name in (ALONE, ALIGNED) if version else (ALONE,):
             for recipe, config in configs.items():
                 step = step_of(dataset, version, config, models, chain)
-                runs.append(train(step, name, recipe, arguments.every))
+                runs.append(train(step, name, recipe))
                 print(f"seed {seed}, {name}, {recipe}: {runs[-1].seconds:.1f} s", file=sys.stderr)
     return runs
 

@@ -162,7 +162,8 @@ def benchmark(
     lambdas: Annotated[
         str | None,
         typer.Option(
-            help="λs of the joint methods, with commas.", show_default="16; with --frontier, seven"
+            help="λs of the joint methods, with commas.",
+            show_default="the methods'; with --frontier, seven",
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, with commas.")] = "0",

@@ -38,8 +38,8 @@ class TrainConfig(BaseModel):
     protocol: Protocol = Protocol.STRICT
     evaluate_every: PositiveInt = 10
     first_selected_epoch: PositiveInt = 50
-    """Joint methods: epochs before this one are not selected, for their map is not fitted yet.
-    Never later than half of ``epochs``."""
+    """Joint training or averaging: epochs before this one are not selected, for map or average have
+    not settled yet. Never later than half of ``epochs``."""
     patience: PositiveInt | None = None
     """Stop when the best epoch is this many epochs ago, None to train all of ``epochs``."""
     min_value_count: PositiveInt = 5

@@ -53,7 +53,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """How training goes. ``alignment`` is before λ; ``recall`` is None between evaluations."""
+    """How training goes. ``alignment`` is before λ; ``recall`` is None between evaluations.
+
+    ``kept`` are M_k, and B_k if there is one, as they were evaluated.
+    """
 
     epoch: int
     epochs: int
@@ -62,6 +65,7 @@ class EpochReport:
     alignment: float | None
     recall: float | None
     best_recall: float | None
+    kept: Sequence[nn.Module]
 
 
 PAPER_LAMBDA = 16.0
@@ -101,7 +105,8 @@ def fit(
     average = WeightAverage(trained) if config.averaging else None
     kept = trained if average is None else average.modules
     best = _Best(kept)
-    first_selected = min(config.first_selected_epoch, config.epochs // 2) if joint else 0
+    settles = joint is not None or config.averaging
+    first_selected = min(config.first_selected_epoch, config.epochs // 2) if settles else 0
     started = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
         losses = _epoch(model, graph, sampler, optimizers, joint, config, average)
@@ -119,7 +124,10 @@ def fit(
                 "Lower learning_rate or alignment_weight; nothing was registered."
             )
         seconds = time.perf_counter() - started
-        on_epoch(EpochReport(epoch, config.epochs, seconds, *losses, recall, best.recall))
+        report = EpochReport(
+            epoch, config.epochs, seconds, *losses, recall, best.recall, tuple(kept)
+        )
+        on_epoch(report)
         if best.recall is not None and epoch - best.epoch >= (config.patience or math.inf):
             break
     if best.recall is not None:

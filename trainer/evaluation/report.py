@@ -31,6 +31,7 @@ from trainer.evaluation.table import (
     number,
     pair_cells,
 )
+from trainer.methods import DEFAULT_METHOD
 
 
 def write_report(results: Results, out: Path, detailed: Sequence[str] | None = None) -> list[Path]:
@@ -38,7 +39,7 @@ def write_report(results: Results, out: Path, detailed: Sequence[str] | None = N
 
     Each file appears whole or not at all, the measurements first: whatever fails later, they are
     there. The methods of ``detailed`` get a heat map and a table of all (k, j) each, at the λ
-    nearest to the paper's; BC-Aligner and what is made from it where None.
+    nearest to the paper's; BC-Aligner, what is made from it, and the default method where None.
     """
     out.mkdir(parents=True, exist_ok=True)
     written = [_write(out / "results.json", _json(results.document()))]
@@ -57,7 +58,7 @@ def write_report(results: Results, out: Path, detailed: Sequence[str] | None = N
 def _detailed(results: Results, names: Sequence[str] | None) -> list[MethodResult]:
     if names is None:
         every = dict.fromkeys(method.name for method in results.methods)
-        names = [name for name in every if is_variant(name, BC_ALIGNER)]
+        names = [n for n in every if is_variant(n, BC_ALIGNER) or n == DEFAULT_METHOD]
     return [method for name in names if (method := results.near(name))]
 
 

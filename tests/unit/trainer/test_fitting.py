@@ -463,6 +463,12 @@ def test_recall_is_measured_now_and_then_and_at_the_end(
     assert {r.epochs for r in history.reports} == {epochs}
 
 
+def test_an_average_that_has_not_settled_is_not_selected(task: Task) -> None:
+    history = History()
+    task.fit(task.model(), configured(**STEEP, averaging=True), on_epoch=history)
+    assert [r.best_recall is None for r in history.reports] == [True] * 5 + [False] * 7
+
+
 @pytest.mark.parametrize("patience", [1, 2])
 def test_a_fit_ends_when_patience_does(task: Task, patience: int) -> None:
     history, whole = History(), History()
