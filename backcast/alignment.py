@@ -63,6 +63,10 @@ class LeastSquaresHead(nn.Module):
 
     Shapes:
         input (n, D_k), output (n, D_parent). There are no parameters.
+
+    Raises:
+        DimensionMismatch: the numbers of rows differ. InvalidInput: a weight is negative or not
+            finite, or all are 0.
     """
 
     target: Tensor
@@ -73,20 +77,28 @@ class LeastSquaresHead(nn.Module):
     ) -> None:
         super().__init__()
         weights = target.new_ones(len(target)) if weights is None else weights.to(target)
+        if weights.shape != target.shape[:1]:
+            raise DimensionMismatch("weights", f"({len(target)},)", tuple(weights.shape))
+        if not (weights >= 0.0).all() or not 0.0 < float(weights.sum()) < float("inf"):
+            raise InvalidInput("Weights of nodes have to be finite, 0 or more, and not all 0.")
         self.register_buffer("target", target, persistent=False)
         self.register_buffer("share", weights / weights.sum(), persistent=False)
         self.ridge = ridge
 
     def forward(self, z: Tensor) -> Tensor:
         """Map ``z`` by the least-squares solution for it."""
+        if len(z) != len(self.target):
+            raise DimensionMismatch("vectors", f"({len(self.target)}, D_k)", tuple(z.shape))
         with torch.no_grad():
             x_mean, y_mean = self.share @ z, self.share @ self.target
             x = z - x_mean
             weighted = (x * self.share[:, None]).T  # (D_k, n)
             covariance = (weighted @ x).to(torch.float64)  # (D_k, D_k)
-            covariance.diagonal().add_(self.ridge * covariance.diagonal().mean() + 1e-12)
+            scale = covariance.diagonal().mean()
+            covariance.diagonal().add_(torch.where(scale > 0.0, self.ridge * scale, 1.0))
             moments = (weighted @ (self.target - y_mean)).to(torch.float64)  # (D_k, D_parent)
-            solved = torch.linalg.solve(covariance, moments).to(z.dtype)
+            # Unlike solve, solve_ex does not make the CPU wait for a GPU to look for errors.
+            solved = torch.linalg.solve_ex(covariance, moments)[0].to(z.dtype)
             shift = y_mean - x_mean @ solved
         return torch.addmm(shift, z, solved)
 

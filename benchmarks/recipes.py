@@ -5,7 +5,8 @@ and with BC-Aligner at the published λ. Its ancestors come from the published r
 Every few epochs training stops, off the clock, for Recall@50 on what comes after t_k
 (protocol=paper: the epoch is chosen on it too, as published) and for the alignment error: the mean
 over users and items of ‖z̃_0 − z_0‖₂, z_0 being M_0 on version k's graph. What a recipe ends with is
-its best epoch; BC-Aligner, as in training, chooses among the later ones only.
+its best epoch, chosen as in training: where a map is trained or weights are averaged, among the
+later ones only.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from trainer.config import Protocol, TrainConfig
 from trainer.data.dataset import Dataset, resolve_until
 from trainer.evaluation.benchmark import FRACTIONS
 from trainer.evaluation.drawing import Picture, drawing, head, look_of
-from trainer.fitting import EpochReport, JointAlignment, Selection, fit
+from trainer.fitting import EpochReport, JointAlignment, Selection, first_selected, fit
 from trainer.methods import make_version, method
 from trainer.model import GraphSAGE, embed
 from trainer.split import make_split
@@ -243,8 +244,8 @@ def train(step: Step, name: str, recipe: str) -> Run:
         selection=watch.selection,
         on_epoch=watch.look,
     )
-    first_selected = min(config.first_selected_epoch, config.epochs // 2) if joint else 1
-    return Run(name, recipe, config.seed, first_selected, watch.norm, watch.points)
+    first = first_selected(config, joined=joint is not None)
+    return Run(name, recipe, config.seed, first, watch.norm, watch.points)
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:

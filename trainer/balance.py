@@ -8,12 +8,15 @@ vectors lose by that. Here each kind's error counts as a share of that kind's ow
 import torch
 from torch import Tensor
 
+_NEGLIGIBLE = 1e-9
+"""The share of all variance up to which a kind's own may be rounding."""
+
 
 def balanced_weights(z: Tensor, users: int) -> Tensor:
     """Return (n,), float64: w_n = 1 / (2 Σ_m ‖z_m − z̄‖²), over the nodes m of n's kind.
 
     So the weighted squares of the vectors' deviations from their kind's mean add up to 1, half of
-    it from each kind. A kind of no variance is weighted by that of all nodes.
+    it from each kind. A kind of next to no variance is weighted by that of all nodes.
 
     Args:
         z: (n, D), users first.
@@ -21,10 +24,11 @@ def balanced_weights(z: Tensor, users: int) -> Tensor:
     """
     z = z.to(torch.float64)
     everything = float(_squares(z).sum()) or 1.0
-    parts = [
-        part.new_full((len(part),), 0.5 / (float(_squares(part).sum()) or everything))
-        for part in (z[:users], z[users:])
-    ]
+    parts = []
+    for part in (z[:users], z[users:]):
+        own = float(_squares(part).sum())
+        known = own if own > _NEGLIGIBLE * everything else everything
+        parts.append(part.new_full((len(part),), 0.5 / known))
     return torch.cat(parts)
 
 

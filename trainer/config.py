@@ -41,7 +41,8 @@ class TrainConfig(BaseModel):
     """Joint training or averaging: epochs before this one are not selected, for map or average have
     not settled yet. Never later than half of ``epochs``."""
     patience: PositiveInt | None = None
-    """Stop when the best epoch is this many epochs ago, None to train all of ``epochs``."""
+    """Stop at an evaluation when the best epoch is this many epochs ago; None to train all of
+    ``epochs``, as without a holdout to evaluate on."""
     min_value_count: PositiveInt = 5
     """Attribute values on fewer items are left out of the vocabulary."""
     seed: int = Field(default=0, ge=0, lt=2**63)

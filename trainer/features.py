@@ -48,8 +48,8 @@ class Vocabulary:
         return {name: len(known) for name, known in self.values.items()}
 
     def numbers(self, attribute: str) -> dict[str, int]:
-        """Number the known values of an attribute."""
-        return {value: number for number, value in enumerate(self.values[attribute])}
+        """Number the known values of an attribute; there are none of an unknown one."""
+        return {value: number for number, value in enumerate(self.values.get(attribute, ()))}
 
     def document(self) -> dict[str, list[str]]:
         """Return the vocabulary as a JSON document."""

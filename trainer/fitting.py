@@ -55,7 +55,7 @@ class Selection:
 class EpochReport:
     """How training goes. ``alignment`` is before λ; ``recall`` is None between evaluations.
 
-    ``kept`` are M_k, and B_k if there is one, as they were evaluated.
+    ``kept`` are M_k, and B_k if there is one; where there is a recall, as they were evaluated.
     """
 
     epoch: int
@@ -94,8 +94,9 @@ def fit(
     """Minimise L_k(M_k) + λ L_align(B_k ∘ M_k, M_{k-1}) and leave the best epoch in ``model``.
 
     With ``config.averaging`` what is evaluated and left is the average of the weights along the
-    way (:class:`WeightAverage`). The epoch is chosen by Recall@50 on ``selection``; without one the
-    last epoch stays. With ``config.patience`` training ends that many epochs after the best one.
+    way (:class:`WeightAverage`). The epoch is chosen by Recall@50 on ``selection``, not before
+    :func:`first_selected`; without one the last epoch stays. With ``config.patience`` training ends
+    when an evaluation comes that many epochs after the best one.
     Deterministic for a given seed and number of threads on the CPU: pairs come from a generator
     seeded with ``config.seed``, and nothing else is drawn.
     """
@@ -105,30 +106,30 @@ def fit(
     average = WeightAverage(trained) if config.averaging else None
     kept = trained if average is None else average.modules
     best = _Best(kept)
-    settles = joint is not None or config.averaging
-    first_selected = min(config.first_selected_epoch, config.epochs // 2) if settles else 0
+    first = first_selected(config, joined=joint is not None)
     started = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
         losses = _epoch(model, graph, sampler, optimizers, joint, config, average)
+        if not math.isfinite(losses[0]):
+            raise InvalidInput(
+                f"Training diverged in epoch {epoch}: the loss is {losses[0]}. "
+                "Lower learning_rate or alignment_weight; nothing was registered."
+            )
         recall = None
         evaluate = epoch % config.evaluate_every == 0 or epoch == config.epochs
         if selection is not None and evaluate:
             if average is not None:
                 average.normalise(graph)
             recall = selection.recall(cast("GraphSAGE", kept[0]))
-            if epoch >= first_selected:
+            if epoch >= first:
                 best.offer(epoch, recall)
-        if not math.isfinite(losses[0]):
-            raise InvalidInput(
-                f"Training diverged in epoch {epoch}: the loss is {losses[0]}. "
-                "Lower learning_rate or alignment_weight; nothing was registered."
-            )
         seconds = time.perf_counter() - started
         report = EpochReport(
             epoch, config.epochs, seconds, *losses, recall, best.recall, tuple(kept)
         )
         on_epoch(report)
-        if best.recall is not None and epoch - best.epoch >= (config.patience or math.inf):
+        waited = epoch - best.epoch if recall is not None and best.recall is not None else 0
+        if waited >= (config.patience or math.inf):
             break
     if best.recall is not None:
         best.restore(trained)
@@ -137,6 +138,12 @@ def fit(
         trained.load_state_dict(kept.state_dict())
     epoch = config.epochs if best.recall is None else best.epoch
     return FitResult(epoch, best.recall, time.perf_counter() - started)
+
+
+def first_selected(config: TrainConfig, *, joined: bool) -> int:
+    """Return the first epoch that may be selected, of a fit that trains a map or does not."""
+    settles = joined or config.averaging
+    return min(config.first_selected_epoch, config.epochs // 2) if settles else 0
 
 
 def _optimizers(
@@ -226,16 +233,18 @@ def bpr_loss(
 class WeightAverage:
     """The average of weights along the way of training, most of it from the last tenth of it.
 
-    After step t: w̄ ← w̄ + 10/(t + 10) · (w − w̄), polynomial-decay averaging with η = 9 (Shamir and
-    Zhang, ICML 2013). It does away with most of the noise that a large learning rate leaves in the
-    weights, whenever training ends, so that no schedule has to be known beforehand.
+    w̄_t = w̄_{t-1} + 10/(t + 9) · (w_t − w̄_{t-1}), polynomial-decay averaging with η = 9 (Shamir
+    and Zhang, ICML 2013). It does away with most of the noise that a large learning rate leaves.
 
     Args:
         trained: what is trained; a GraphSAGE first.
     """
 
     def __init__(self, trained: nn.ModuleList) -> None:
-        self.modules = copy.deepcopy(trained)
+        # What is not trained, such as a target for all nodes, is shared and not copied.
+        fixed = [m for m in trained if next(m.parameters(), None) is None]
+        shared = {id(buffer): buffer for module in fixed for buffer in module.buffers()}
+        self.modules = copy.deepcopy(trained, shared)
         self._steps = 0
         self._from: list[Tensor] = list(trained.parameters())
         self._to: list[Tensor] = list(self.modules.parameters())
@@ -244,7 +253,8 @@ class WeightAverage:
     def update(self) -> None:
         """Take in the weights after a step."""
         self._steps += 1
-        torch._foreach_lerp_(self._to, self._from, 10.0 / (self._steps + 10.0))
+        for average, weight in zip(self._to, self._from, strict=True):
+            average.lerp_(weight, 10.0 / (self._steps + 9.0))
 
     def normalise(self, graph: Graph) -> None:
         """Set BatchNorm's statistics, which no average of weights gives, to those of ``graph``."""

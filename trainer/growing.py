@@ -28,9 +28,9 @@ def grow(
 ) -> None:
     """Let ``model``, freshly initialised, begin as ``parent``: z_k starts with z_{k-1}.
 
-    The first D_{k-1} coordinates are then the parent's for BatchNorm statistics that are equal,
-    and so nearly on a larger graph. Attribute values that the parent does not know begin as the
-    mean of those it knows.
+    The first D_{k-1} coordinates are then the parent's, up to what changes around them: BatchNorm
+    takes its statistics from the new graph; values that the parent did not know count as zero where
+    it left them out of an item's mean; and values that M_k knows no more are gone.
 
     Args:
         model: M_k, for which :func:`can_grow` holds.
@@ -42,10 +42,12 @@ def grow(
     old, width = parent.model, parent.model.width
     model.user[:width] = old.user
     for name, values in vocabulary.values.items():
-        if name in parent.vocabulary.values:
-            known, number = old.table(name), parent.vocabulary.numbers(name)
-            rows = [known[number[v]] if v in number else known.mean(dim=0) for v in values]
-            model.table(name)[:, :width] = torch.stack(rows)
+        table = model.table(name)
+        table[:, :width] = 0.0
+        number = parent.vocabulary.numbers(name)
+        kept = [(at, number[value]) for at, value in enumerate(values) if value in number]
+        for row, parents_row in kept:
+            table[row, :width] = old.table(name)[parents_row]
     for at, (convolution, norm) in enumerate(model.stack):
         messages, own = convolution.lin_l, convolution.lin_r
         for weight in (messages.weight, messages.bias, own.weight):
@@ -67,7 +69,7 @@ def grow(
 def _pass_on(model: GraphSAGE, first: int, z: Tensor, graph: Graph) -> None:
     """Make the layers from ``first`` on the identity on z, lifted so far that none is below 0."""
     width = z.shape[1]
-    lift = z.std(dim=0) - z.min(dim=0).values
+    lift = z.std(dim=0) - z.min(dim=0).values + 1e-3  # at 0 itself ReLU passes no gradient on
     norms = [norm for _, norm in model.stack]
     norms[first - 1].bias[:width] += lift
     for norm in norms[first:]:

@@ -1,6 +1,7 @@
 """Train the next version and register it."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ def _step(
 ) -> Step:
     by_number = {version.number: version for version in catalog.versions}
 
+    @cache
     def load(version: int) -> ArchivedModel | None:
         try:
             return load_model(artifacts, by_number[version])

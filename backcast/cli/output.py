@@ -56,7 +56,7 @@ def _is_numeric(cell: object) -> bool:
 
 @contextmanager
 def interruptible(last_words: str) -> Iterator[None]:
-    """Answer Ctrl-C with one line and exit status 130.
+    """Answer Ctrl-C with one line on standard error and exit status 130.
 
     An interrupt may arrive as another error's cause: an extension that is called back by C code
     cannot always pass it on as it is.
@@ -66,7 +66,7 @@ def interruptible(last_words: str) -> Iterator[None]:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        say(last_words)
+        print(last_words, file=sys.stderr, flush=True)  # noqa: T201
         raise typer.Exit(130) from None
 
 

@@ -165,10 +165,10 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
     os.killpg(started.pid, signal.SIGINT)
     output, log = started.communicate(timeout=30)
     assert started.returncode == 130, output + log
-    assert output == ("Stopped. What is finished is kept: the same command goes on from there.\n")
-    assert "Traceback" not in log
-    assert "leaked" not in log
-    assert all(line.startswith("benchmark ") for line in log.splitlines()), log
+    assert output == ""
+    *lines, last = log.splitlines()
+    assert last == "Stopped. What is finished is kept: the same command goes on from there."
+    assert all(line.startswith("benchmark ") for line in lines), log
     wait_until_gone(workers)
     drafts = list((bench.folder / request.node.name).rglob(".*"))
     assert drafts == [] or request.node.name.endswith("[with-workers]")

@@ -238,7 +238,7 @@ class TestLeastSquaresHead:
         found = LeastSquaresHead(target, weights=5.0 * weights)(z)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
-    @pytest.mark.parametrize("scale", [0.01, 100.0])
+    @pytest.mark.parametrize("scale", [1e-7, 0.01, 100.0])
     def test_the_scale_of_the_vectors_does_not_matter(self, scale: float) -> None:
         z, target = self.vectors()
         head = LeastSquaresHead(target)
@@ -263,6 +263,17 @@ class TestLeastSquaresHead:
         torch.testing.assert_close(head(doubled), head(z), rtol=1e-3, atol=1e-3)
         constant = head(torch.ones(40, 5, dtype=torch.float64))
         torch.testing.assert_close(constant, target.mean(dim=0).expand(40, -1))
+
+    @pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]])
+    def test_weights_that_weigh_nothing_are_refused(self, weights: list[float]) -> None:
+        with pytest.raises(InvalidInput, match="finite, 0 or more, and not all 0"):
+            LeastSquaresHead(torch.ones(2, 3), weights=torch.tensor(weights))
+
+    def test_rows_have_to_fit(self) -> None:
+        with pytest.raises(DimensionMismatch, match="weights"):
+            LeastSquaresHead(torch.ones(2, 3), weights=torch.ones(3))
+        with pytest.raises(DimensionMismatch, match="vectors"):
+            LeastSquaresHead(torch.ones(2, 3))(torch.ones(3, 4))
 
     def test_nothing_of_it_is_learned_or_kept(self) -> None:
         _, target = self.vectors()

@@ -571,7 +571,7 @@ def test_an_interrupt_is_one_line_even_as_another_errors_cause(
     with pytest.raises(typer.Exit) as stopped, interruptible("Stopped."):
         _interrupted(wrapped)
     assert stopped.value.exit_code == 130
-    assert capsys.readouterr().out == "Stopped.\n"
+    assert capsys.readouterr() == ("", "Stopped.\n")
 
 
 def test_other_errors_are_no_interrupts() -> None:

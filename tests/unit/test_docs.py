@@ -55,9 +55,17 @@ def test_every_error_is_documented_with_its_status() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(document: object) -> None:
     path = ROOT / str(document)
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
         if "://" not in target:
-            assert (path.parent / target).exists(), target
+            linked = path.parent / target if target else path
+            assert linked.exists(), target
+            assert not anchor or anchor in _anchors(linked.read_text()), f"{target}#{anchor}"
+
+
+def _anchors(text: str) -> list[str]:
+    """Return what the headings of a Markdown text can be linked to by."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def _rows(document: str) -> list[list[str]]:

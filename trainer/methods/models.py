@@ -108,10 +108,10 @@ class Joint:
 class JointSolved:
     """M_k trained so that older vectors stay linear functions of z_k: no map is trained.
 
-    The alignment loss is 1 − R² of the least-squares affine map from z_k, solved anew in every step
-    (see ``backcast.alignment.LeastSquaresHead``): a share of variance, so that λ does not depend on
-    the scale of either version's vectors. Users and items have the same say in it (see
-    ``trainer.balance``).
+    The alignment loss is what the least-squares affine map from z_k, solved anew in every step (see
+    ``backcast.alignment.LeastSquaresHead``), leaves unexplained: the squared errors as a share of
+    the older vectors' variance within users and within items, with the same weight for both (see
+    ``trainer.balance``). So λ does not depend on the scale of either version's vectors.
 
     Attributes:
         all_versions: to every older version whose model is archived, on average; otherwise to the
@@ -129,11 +129,11 @@ class JointSolved:
         """Train M_k; its maps are to be fitted afterwards."""
         versions = step.ancestors if self.all_versions else step.ancestors[:1]
         older = [z for version in versions if (z := step.older(version)) is not None]
-        parents, users = step.target, step.split.users
+        parents, users = older[0], step.split.users
         weights = balanced_weights(parents, users).to(parents)
         scaled = [z / spread(z, users, weights).clamp_min(1e-12).sqrt() for z in older]
         target = torch.cat(scaled, dim=1) / len(scaled) ** 0.5
-        # Now the weighted sum of the squared lengths of the nodes' errors is the mean of 1 − R².
+        # Now the weighted sum of the squared lengths of the nodes' errors is that share.
         loss = AlignmentLoss(torch.eye(target.shape[1], dtype=torch.float64)).to(step.device)
         head = LeastSquaresHead(target, weights=weights)
         joint = JointAlignment(head, loss, target, weights)

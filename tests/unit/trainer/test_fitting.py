@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import Module
 
-from backcast.alignment import AlignmentLoss, BackwardTransformation, alignment_gram
+from backcast.alignment import (
+    AlignmentLoss,
+    BackwardTransformation,
+    LeastSquaresHead,
+    alignment_gram,
+)
 from backcast.errors import InvalidInput
 from tests.trainer_support import TINY, ignore_epochs
 from trainer.config import Protocol, TrainConfig
@@ -26,6 +31,7 @@ from trainer.fitting import (
     JointAlignment,
     OnEpoch,
     Selection,
+    WeightAverage,
     bpr_loss,
     fit,
     node_weights,
@@ -315,7 +321,7 @@ def test_a_fit_leaves_the_average_of_the_weights_along_the_way(
         for at, left in enumerate(module.parameters()):
             average = start[at].double()
             for t, weights in enumerate(steps, start=1):
-                share = 10 / (t + 10)
+                share = 10 / (t + 9)
                 average = (1 - share) * average + share * weights[at].double()
             torch.testing.assert_close(left.detach().double(), average, rtol=1e-4, atol=1e-6)
             assert not torch.equal(left, steps[-1][at])
@@ -333,10 +339,31 @@ def test_the_average_is_normalised_by_the_training_graph(task: Task, select: boo
     assert all(norm.momentum == 0.1 for _, norm in model.stack)
 
 
-def test_what_is_selected_is_the_average(task: Task) -> None:
-    model = task.model()
-    result = task.fit(model, configured(epochs=6, averaging=True))
+def test_what_is_selected_and_left_is_the_average(task: Task) -> None:
+    model, joint = task.model(), task.joint()
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def on_epoch(report: EpochReport) -> None:
+        assert (report.recall is None) is (report.epoch % 2 == 1)
+        if report.recall is not None:
+            kept[report.epoch] = state_of(*report.kept)
+            assert report.recall == task.selection.recall(cast("GraphSAGE", report.kept[0]))
+            assert not equal(kept[report.epoch], state_of(model, joint.transformation))
+
+    config = configured(epochs=6, averaging=True)
+    result = task.fit(model, config, joint=joint, on_epoch=on_epoch)
+    assert equal(state_of(model, joint.transformation), kept[result.epoch])
     assert result.recall == task.selection.recall(model)
+
+
+def test_an_average_shares_what_is_not_trained(task: Task) -> None:
+    head = LeastSquaresHead(task.joint().target)
+    model = task.model()
+    average = WeightAverage(nn.ModuleList([model, head]))
+    assert average.modules[1].target is head.target
+    assert all(
+        a is not b for a, b in zip(model.parameters(), average.modules.parameters(), strict=True)
+    )
 
 
 def test_a_transformation_without_weights_is_aligned_all_the_same(task: Task) -> None:
@@ -482,6 +509,16 @@ def test_a_fit_ends_when_patience_does(task: Task, patience: int) -> None:
     for epoch in range(1, ended):
         best = max(range(1, epoch + 1), key=lambda e: history.recalls[e])
         assert epoch - best < patience
+
+
+def test_patience_ends_with_an_evaluation_alone(task: Task) -> None:
+    history = History()
+    config = configured(**{**STEEP, "evaluate_every": 3}, patience=1)
+    result = task.fit(task.model(), config, on_epoch=history)
+    assert history.reports[-1].epoch == result.epoch + 3
+    unseen = History()
+    task.fit(task.model(), configured(**STEEP, patience=1), select=False, on_epoch=unseen)
+    assert len(unseen.reports) == 12
 
 
 def test_a_diverged_fit_is_an_error_and_not_a_model(task: Task) -> None:

@@ -85,18 +85,24 @@ def test_everything_of_it_can_be_trained(nursery: Nursery, more_layers: int) -> 
     assert all(weight.grad is None for weight in nursery.parent.model.parameters())
 
 
-def test_values_unknown_to_the_parent_begin_as_the_mean_of_the_known(dataset: Dataset) -> None:
+def test_what_the_parent_did_not_know_begins_as_nothing(dataset: Dataset) -> None:
     nursery = Nursery(dataset, 2)
-    name, known = next(iter(nursery.vocabulary.values.items()))
+    name, *others = nursery.vocabulary.values
+    known = nursery.vocabulary.values[name]
     older = Vocabulary({name: known[1:]})
-    model = GraphSAGE(WIDTH, 2, older.sizes).eval()
-    nursery.parent = ArchivedModel(model, older)
-    grown = nursery.model(WIDTH + 2, 2)
-    graph = nursery.graph(nursery.vocabulary)
-    grow(grown, nursery.vocabulary, nursery.parent, nursery.vectors(model, older), graph)
-    table, old = grown.table(name)[:, :WIDTH], model.table(name)
-    torch.testing.assert_close(table[1:], old)
-    torch.testing.assert_close(table[0], old.mean(dim=0))
+    model = GraphSAGE(WIDTH, 2, older.sizes)
+    set_statistics(model, nursery.graph(older))
+    nursery.parent = ArchivedModel(model.eval(), older)
+    grown, graph = nursery.model(WIDTH + 2, 2), nursery.graph(nursery.vocabulary)
+    z = nursery.vectors(model, older)
+    grow(grown, nursery.vocabulary, nursery.parent, z, graph)
+    table = grown.table(name)[:, :WIDTH]
+    assert others
+    assert not table[0].any()
+    assert torch.equal(table[1:], model.table(name))
+    assert not any(grown.table(other)[:, :WIDTH].any() for other in others)
+    # Items have one value of it each, so that nothing but the graph's statistics is left to differ.
+    torch.testing.assert_close(nursery.vectors(grown)[:, :WIDTH], z, rtol=1e-3, atol=2e-3)
 
 
 def test_a_model_does_not_shrink() -> None:
