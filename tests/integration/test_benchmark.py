@@ -126,8 +126,8 @@ def uninterrupted(bench: Bench) -> Any:
 @pytest.fixture
 def started(bench: Bench, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """A benchmark that has made the first model and a version after it, and goes on."""
-    out, processes = request.node.name, getattr(request, "param", 1)
-    process = bench.start(out, epochs=LONGER, processes=processes)
+    out, (processes, epochs) = request.node.name, request.param
+    process = bench.start(out, epochs=epochs, processes=processes)
     try:
         bench.wait_for(out, r"models/[a-z]+-\w+/1$", process)
         yield process
@@ -136,7 +136,7 @@ def started(bench: Bench, request: pytest.FixtureRequest) -> Iterator[subprocess
         process.communicate()
 
 
-@pytest.mark.parametrize("started", [2], indirect=True, ids=["with-workers"])
+@pytest.mark.parametrize("started", [(2, LONGER)], indirect=True, ids=["with-workers"])
 def test_a_killed_run_goes_on_where_it_was_and_processes_do_not_matter(
     bench: Bench,
     started: subprocess.Popen[str],
@@ -157,7 +157,9 @@ def test_a_killed_run_goes_on_where_it_was_and_processes_do_not_matter(
     assert bench.work(out) == bench.work("uninterrupted")
 
 
-@pytest.mark.parametrize("started", [1, 2], indirect=True, ids=["alone", "with-workers"])
+@pytest.mark.parametrize(
+    "started", [(1, 4 * LONGER), (2, 4 * LONGER)], indirect=True, ids=["alone", "with-workers"]
+)
 def test_ctrl_c_stops_everything_and_says_how_to_go_on(
     bench: Bench, started: subprocess.Popen[str], request: pytest.FixtureRequest
 ) -> None:
