@@ -43,7 +43,7 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout.isatty() else 160
     console = Console(highlight=False, markup=False, width=width)
     if title:
         console.print(title, style="bold")
