@@ -43,8 +43,6 @@ FIRST_CUT, STEP = 0.5, 0.1
 TASK = ITEM_RATING_AVG
 _MARK = ".made-by-backcast-demo"
 _START_SECONDS = 60.0
-_LAMBDA = 1.0
-"""More than the default: the story is about the consumer, and generated data leave it room."""
 _NO_USERS = torch.empty(0, 0)
 
 Say = Callable[[str], None]
@@ -194,7 +192,6 @@ class _Story:
         self._registry, self._client, self._say = registry, client, say
         self._artifacts = Artifacts(settings.artifacts_root)
         self._training = TrainConfig.load(
-            alignment_weight=_LAMBDA,
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,
