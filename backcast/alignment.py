@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from backcast.closed_form import node_shares
 from backcast.errors import DimensionMismatch, InvalidInput
 
 
@@ -76,13 +77,9 @@ class LeastSquaresHead(nn.Module):
         self, target: Tensor, *, weights: Tensor | None = None, ridge: float = 1e-4
     ) -> None:
         super().__init__()
-        weights = target.new_ones(len(target)) if weights is None else weights.to(target)
-        if weights.shape != target.shape[:1]:
-            raise DimensionMismatch("weights", f"({len(target)},)", tuple(weights.shape))
-        if not (weights >= 0.0).all() or not 0.0 < float(weights.sum()) < float("inf"):
-            raise InvalidInput("Weights of nodes have to be finite, 0 or more, and not all 0.")
+        share = node_shares(None if weights is None else weights.cpu().numpy(), len(target))
         self.register_buffer("target", target, persistent=False)
-        self.register_buffer("share", weights / weights.sum(), persistent=False)
+        self.register_buffer("share", torch.from_numpy(share).to(target), persistent=False)
         self.ridge = ridge
 
     def forward(self, z: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def least_squares(
         array([[2., 3.]])
     """
     x, y = _pair(newer, older)
-    share = _shares(weights, len(x))
+    share = node_shares(weights, len(x))
     x_mean, y_mean = share @ x * bias, share @ y * bias
     x, y = x - x_mean, y - y_mean
     weighted = (x * share[:, None]).T  # (D_k, n)
@@ -113,7 +113,13 @@ def _pair(newer: ArrayLike, older: ArrayLike) -> tuple[Array, Array]:
     return x, y
 
 
-def _shares(weights: ArrayLike | None, nodes: int) -> Array:
+def node_shares(weights: ArrayLike | None, nodes: int) -> Array:
+    """Return weights of nodes, (n,), None for all the same, so scaled that they add up to 1.
+
+    Raises:
+        DimensionMismatch: they are not (n,). InvalidInput: one is negative or not finite, or all
+            are 0.
+    """
     if weights is None:
         return np.full(nodes, 1.0 / nodes)
     given = np.asarray(weights, dtype=np.float64)

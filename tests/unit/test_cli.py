@@ -1,5 +1,6 @@
 """The ``backcast`` command, as a person and as a script meet it."""
 
+import inspect
 import json
 import re
 import shlex
@@ -20,6 +21,8 @@ from backcast.registry import open_registry
 from backcast.settings import Settings
 from tests.support import build_home
 from tests.trainer_support import command, environment, synthetic, threads
+from trainer.cli import train
+from trainer.methods import DEFAULT_METHOD
 
 TINY = """\
 widths = [8, 10, 12]
@@ -577,3 +580,7 @@ def test_an_interrupt_is_one_line_even_as_another_errors_cause(
 def test_other_errors_are_no_interrupts() -> None:
     with pytest.raises(ValueError, match="wrong"), interruptible("Stopped."):
         raise ValueError("wrong")
+
+
+def test_training_without_a_method_named_is_by_the_default_one() -> None:
+    assert inspect.signature(train).parameters["method"].default == DEFAULT_METHOD

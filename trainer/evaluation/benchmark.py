@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib.metadata import version as library_version
 from itertools import pairwise
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -115,6 +116,7 @@ class Plan:
             "consumed": list(self.consumer_versions),
             "data": Dataset.read(self.data).fingerprint,
             "torch": torch.__version__,
+            "backcast": library_version("backcast"),
         }
         return self.out / "work" / digest(settings)
 

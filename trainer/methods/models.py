@@ -19,6 +19,7 @@ from trainer.archive import ArchivedModel
 from trainer.balance import balanced_weights, spread
 from trainer.features import Vocabulary
 from trainer.fitting import PAPER_LAMBDA, FitResult, JointAlignment, fit
+from trainer.graph import Graph
 from trainer.growing import can_grow, grow
 from trainer.methods.base import Trained
 from trainer.model import GraphSAGE
@@ -71,12 +72,10 @@ class Joint:
             version that it is passed on to ("multi", the paper's Eq. 10).
         transformation: B_k is a trained matrix ("linear"), one with a bias ("affine"), or the first
             D_{k-1} coordinates ("truncation").
-        scale_free: the loss is divided by the mean variance of z_{k-1}'s coordinates.
     """
 
     loss: Literal["single", "multi"] = "multi"
     transformation: Literal["linear", "affine", "truncation"] = "linear"
-    scale_free: bool = False
 
     default_lambda = PAPER_LAMBDA
 
@@ -85,8 +84,6 @@ class Joint:
         model, target = step.new_model(), step.target
         transformation = self._transformation(step, model.width, target.shape[1])
         gram = alignment_gram(self._older(step, target.shape[1]))
-        if self.scale_free:
-            gram = gram / target.var(dim=0, correction=0).mean().item()
         loss = AlignmentLoss(gram).to(step.device)
         joint = JointAlignment(transformation.to(step.device), loss, target)
         return _fit(step, model, step.vocabulary, joint=joint)
@@ -138,10 +135,10 @@ class JointSolved:
         head = LeastSquaresHead(target, weights=weights)
         joint = JointAlignment(head, loss, target, weights)
         model, parent = step.new_model(), _parent(step)
+        graph = step.training_graph(step.vocabulary)
         if self.grown and can_grow(model, parent.model):
-            graph = step.training_graph(step.vocabulary)
             grow(model, step.vocabulary, parent, parents, graph)
-        return _fit(step, model, step.vocabulary, joint=joint)
+        return _fit(step, model, step.vocabulary, joint=joint, graph=graph)
 
 
 class Truncation(nn.Module):
@@ -164,11 +161,12 @@ def _fit(
     *,
     joint: JointAlignment | None,
     epochs: int | None = None,
+    graph: Graph | None = None,
 ) -> Trained:
     config = step.config if epochs is None else step.config.model_copy(update={"epochs": epochs})
     result = fit(
         model,
-        step.training_graph(vocabulary),
+        graph or step.training_graph(vocabulary),
         step.split.train,
         config,
         joint=joint,
