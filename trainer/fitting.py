@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from backcast.alignment import AlignmentLoss
 from backcast.errors import InvalidInput
 from trainer.config import TrainConfig
 from trainer.graph import Graph
@@ -27,14 +26,14 @@ class JointAlignment:
 
     Attributes:
         transformation: B_k, (N, D_k) to (N, D_{k-1}).
-        loss: the alignment loss, its Gram matrix made of the frozen older maps.
+        loss: the alignment loss, of B_k(z_k), ``target`` and the nodes' weights.
         target: z_{k-1}, (U + I, D_parent): M_{k-1} in evaluation mode on the training graph.
         weights: how much each node counts, (U + I,); None to average over each batch's users,
             positives and negatives, and add up the three, as published.
     """
 
     transformation: nn.Module
-    loss: AlignmentLoss
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     target: Tensor
     weights: Tensor | None = None
 

@@ -2,8 +2,8 @@
 
 The way is that of Net2Net (Chen, Goodfellow and Shlens, ICLR 2016): a function-preserving start. A
 wider model has the parent's units, which see nothing of the new ones, beside freshly initialised
-ones, which see everything. A deeper one has more layers at the end that pass the parent's vectors
-on: they are lifted above zero, where ReLU is the identity, and lowered again by the last BatchNorm.
+ones, which see everything. A deeper one has more layers before the last one: what comes in has
+passed a ReLU, so that the identity, followed by ReLU, passes it on.
 """
 
 from typing import cast
@@ -18,14 +18,19 @@ from trainer.model import GraphSAGE, set_statistics
 
 
 def can_grow(model: GraphSAGE, parent: GraphSAGE) -> bool:
-    """Tell whether ``model`` is at least as wide and as deep as ``parent``."""
-    return model.width >= parent.width and model.layers >= parent.layers
+    """Tell whether ``model`` can begin as ``parent``.
+
+    It has to be at least as wide and as deep. A parent of one layer grows no deeper: nothing in it
+    has passed a ReLU.
+    """
+    deepens = model.layers > parent.layers
+    return model.width >= parent.width and (
+        parent.layers > 1 if deepens else model.layers == parent.layers
+    )
 
 
 @torch.no_grad()
-def grow(
-    model: GraphSAGE, vocabulary: Vocabulary, parent: ArchivedModel, z: Tensor, graph: Graph
-) -> None:
+def grow(model: GraphSAGE, vocabulary: Vocabulary, parent: ArchivedModel, graph: Graph) -> None:
     """Let ``model``, freshly initialised, begin as ``parent``: z_k starts with z_{k-1}.
 
     The first D_{k-1} coordinates are then the parent's, up to what changes around them: BatchNorm
@@ -36,7 +41,6 @@ def grow(
         model: M_k, for which :func:`can_grow` holds.
         vocabulary: that of M_k.
         parent: M_{k-1}.
-        z: z_{k-1}, the parent's vectors on ``graph``, (U + I, D_{k-1}).
         graph: the training graph of M_k.
     """
     old, width = parent.model, parent.model.width
@@ -48,33 +52,24 @@ def grow(
         kept = [(at, number[value]) for at, value in enumerate(values) if value in number]
         for row, parents_row in kept:
             table[row, :width] = old.table(name)[parents_row]
-    for at, (convolution, norm) in enumerate(model.stack):
+    for convolution, _ in model.stack:
         messages, own = convolution.lin_l, convolution.lin_r
         for weight in (messages.weight, messages.bias, own.weight):
             weight[:width] = 0.0
-        if at < old.layers:
-            copied, copied_norm = old.stack[at]
-            messages.weight[:width, :width] = copied.lin_l.weight
-            messages.bias[:width] = copied.lin_l.bias
-            own.weight[:width, :width] = copied.lin_r.weight
-            norm.weight[:width] = copied_norm.weight
-            norm.bias[:width] = copied_norm.bias
-        else:
-            own.weight[:width, :width] = torch.eye(width, device=z.device)
-    if model.layers > old.layers:
-        _pass_on(model, old.layers, z, graph)
-    set_statistics(model, graph)
-
-
-def _pass_on(model: GraphSAGE, first: int, z: Tensor, graph: Graph) -> None:
-    """Make the layers from ``first`` on the identity on z, lifted so far that none is below 0."""
-    width = z.shape[1]
-    lift = z.std(dim=0) - z.min(dim=0).values + 1e-3  # at 0 itself ReLU passes no gradient on
-    norms = [norm for _, norm in model.stack]
-    norms[first - 1].bias[:width] += lift
-    for norm in norms[first:]:
+    *first, last = model.stack
+    added = first[old.layers - 1 :]
+    for (convolution, norm), (copied, copied_norm) in zip(
+        [*first[: old.layers - 1], last], old.stack, strict=True
+    ):
+        convolution.lin_l.weight[:width, :width] = copied.lin_l.weight
+        convolution.lin_l.bias[:width] = copied.lin_l.bias
+        convolution.lin_r.weight[:width, :width] = copied.lin_r.weight
+        norm.weight[:width] = copied_norm.weight
+        norm.bias[:width] = copied_norm.bias
+    for convolution, norm in added:
+        convolution.lin_r.weight[:width, :width] = torch.eye(width, device=model.user.device)
         set_statistics(model, graph)
         mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
         norm.weight[:width] = (variance[:width] + norm.eps).sqrt()
         norm.bias[:width] = mean[:width]
-    norms[-1].bias[:width] -= lift
+    set_statistics(model, graph)

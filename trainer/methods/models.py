@@ -129,16 +129,35 @@ class JointSolved:
         parents, users = older[0], step.split.users
         weights = balanced_weights(parents, users).to(parents)
         scaled = [z / spread(z, users, weights).clamp_min(1e-12).sqrt() for z in older]
-        target = torch.cat(scaled, dim=1) / len(scaled) ** 0.5
+        target = _principal(torch.cat(scaled, dim=1) / len(scaled) ** 0.5, weights)
         # Now the weighted sum of the squared lengths of the nodes' errors is that share.
-        loss = AlignmentLoss(torch.eye(target.shape[1], dtype=torch.float64)).to(step.device)
         head = LeastSquaresHead(target, weights=weights)
-        joint = JointAlignment(head, loss, target, weights)
+        joint = JointAlignment(head, _squared_error, target, weights)
         model, parent = step.new_model(), _parent(step)
         graph = step.training_graph(step.vocabulary)
         if self.grown and can_grow(model, parent.model):
-            grow(model, step.vocabulary, parent, parents, graph)
+            grow(model, step.vocabulary, parent, graph)
         return _fit(step, model, step.vocabulary, joint=joint, graph=graph)
+
+
+def _squared_error(mapped: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    error = mapped - target
+    return torch.dot(weights, torch.linalg.vecdot(error, error))
+
+
+def _principal(y: Tensor, weights: Tensor, negligible: float = 1e-4) -> Tensor:
+    """Return the weighted principal components of ``y``, (n, T), as (n, ≤ T).
+
+    Versions that are aligned say much the same thing, so far fewer columns hold all of it. A
+    rotation changes no length, and those left out have, together, a negligible share of the
+    variance.
+    """
+    y = y - (weights @ y) / weights.sum()
+    covariance = ((y * weights[:, None]).T @ y).to(torch.float64)  # (T, T)
+    variances, axes = torch.linalg.eigh(covariance)
+    left_out = variances.cumsum(0) <= negligible * variances.sum()
+    kept: Tensor = axes[:, ~left_out].to(y)
+    return y @ kept
 
 
 class Truncation(nn.Module):

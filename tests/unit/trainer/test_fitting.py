@@ -381,6 +381,7 @@ def test_a_transformation_without_weights_is_aligned_all_the_same(task: Task) ->
 
 def test_parent_and_older_maps_stay_as_they_are(task: Task) -> None:
     joint, frozen = task.joint(), state_of(task.parent)
+    assert isinstance(joint.loss, AlignmentLoss)
     target, gram = joint.target.clone(), joint.loss.gram.clone()
     older = [weight.clone() for weight in task.older]
     before = state_of(joint.transformation)

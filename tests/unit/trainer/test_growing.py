@@ -1,5 +1,6 @@
 """A grown model begins as its parent."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from trainer.graph import Graph
 from trainer.growing import can_grow, grow
 from trainer.methods import method
 from trainer.model import GraphSAGE, embed, set_statistics
-from trainer.split import make_split
+from trainer.split import Edges, make_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +48,7 @@ class Nursery:
     def grown(self, width: int, layers: int, vocabulary: Vocabulary | None = None) -> GraphSAGE:
         vocabulary = vocabulary or self.vocabulary
         model, graph = self.model(width, layers, vocabulary), self.graph(vocabulary)
-        grow(model, vocabulary, self.parent, self.vectors(self.parent.model), graph)
+        grow(model, vocabulary, self.parent, graph)
         return model
 
 
@@ -56,9 +57,14 @@ def seeded() -> None:
     torch.manual_seed(3)
 
 
-@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}-layers")
+@pytest.fixture(params=[2, 3], ids=lambda n: f"{n}-layers")
 def nursery(dataset: Dataset, request: pytest.FixtureRequest) -> Nursery:
     return Nursery(dataset, request.param)
+
+
+def alike(z: Tensor, parent: Tensor) -> bool:
+    """Tell whether they are equal but for n / (n - 1) between a batch's variance and a kept one."""
+    return bool((z - parent).norm() < 0.005 * parent.norm())
 
 
 @pytest.mark.parametrize("width", [WIDTH, WIDTH + 1, 3 * WIDTH])
@@ -67,9 +73,25 @@ def test_it_begins_with_the_parents_vectors(nursery: Nursery, width: int, more_l
     layers = nursery.parent.model.layers + more_layers
     z = nursery.vectors(nursery.grown(width, layers))
     parent = nursery.vectors(nursery.parent.model)
-    torch.testing.assert_close(z[:, :WIDTH], parent, rtol=1e-3, atol=2e-3)
+    assert alike(z[:, :WIDTH], parent)
     assert z.shape[1] == width
     assert (z[:, WIDTH:].amax(dim=0) - z[:, WIDTH:].amin(dim=0) > 0.1).all()
+
+
+def test_one_layer_grows_wider(dataset: Dataset) -> None:
+    nursery = Nursery(dataset, 1)
+    z, parent = nursery.vectors(nursery.grown(9, 1)), nursery.vectors(nursery.parent.model)
+    assert alike(z[:, :WIDTH], parent)
+
+
+def test_nodes_unlike_those_of_training_have_the_parents_vectors_too(nursery: Nursery) -> None:
+    grown = nursery.grown(WIDTH + 4, nursery.parent.model.layers + 2)
+    split, nobody = nursery.split, np.empty(0, dtype=np.int64)
+    lonely = Graph.of(
+        nursery.dataset, Edges(nobody, nobody), split.users, split.items, nursery.vocabulary
+    )
+    z, parent = (torch.cat(embed(model, lonely)) for model in (grown, nursery.parent.model))
+    assert alike(z[:, :WIDTH], parent)
 
 
 @pytest.mark.parametrize("more_layers", [0, 1, 2])
@@ -95,7 +117,7 @@ def test_what_the_parent_did_not_know_begins_as_nothing(dataset: Dataset) -> Non
     nursery.parent = ArchivedModel(model.eval(), older)
     grown, graph = nursery.model(WIDTH + 2, 2), nursery.graph(nursery.vocabulary)
     z = nursery.vectors(model, older)
-    grow(grown, nursery.vocabulary, nursery.parent, z, graph)
+    grow(grown, nursery.vocabulary, nursery.parent, graph)
     table = grown.table(name)[:, :WIDTH]
     assert others
     assert not table[0].any()
@@ -105,9 +127,11 @@ def test_what_the_parent_did_not_know_begins_as_nothing(dataset: Dataset) -> Non
     torch.testing.assert_close(nursery.vectors(grown)[:, :WIDTH], z, rtol=1e-3, atol=2e-3)
 
 
-def test_a_model_does_not_shrink() -> None:
+def test_a_model_does_not_shrink_and_one_layer_stays_one() -> None:
     sizes = {"kind": 3}
     model = GraphSAGE(8, 2, sizes)
+    assert can_grow(GraphSAGE(9, 1, sizes), GraphSAGE(8, 1, sizes))
+    assert not can_grow(GraphSAGE(9, 2, sizes), GraphSAGE(8, 1, sizes))
     assert can_grow(GraphSAGE(8, 2, sizes), model)
     assert can_grow(GraphSAGE(9, 3, sizes), model)
     assert not can_grow(GraphSAGE(7, 3, sizes), model)
