@@ -141,8 +141,9 @@ def fit(
 
 def first_selected(config: TrainConfig, *, joined: bool) -> int:
     """Return the first epoch that may be selected, of a fit that trains a map or does not."""
-    settles = joined or config.averaging
-    return min(config.first_selected_epoch, config.epochs // 2) if settles else 0
+    if config.averaging:
+        return min(config.first_selected_epoch, config.epochs * 3 // 4)
+    return min(config.first_selected_epoch, config.epochs // 2) if joined else 0
 
 
 def _optimizers(
@@ -151,7 +152,9 @@ def _optimizers(
     modules: list[nn.Module] = [model] if joint is None else [model, joint.transformation]
     trained = [list(module.parameters()) for module in modules]
     return [
-        torch.optim.Adam(weights, lr=config.learning_rate, fused=True)
+        torch.optim.Adam(
+            weights, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True
+        )
         for weights in trained
         if weights
     ]

@@ -16,7 +16,7 @@ from trainer.data.dataset import Dataset
 from trainer.features import Vocabulary
 from trainer.fitting import OnEpoch, Selection
 from trainer.graph import Graph, Operator, mean_over_neighbours
-from trainer.model import GraphSAGE, embed
+from trainer.model import GraphSAGE, embed, unit_scores
 from trainer.split import Holdout, Split
 
 
@@ -55,7 +55,10 @@ class Step:
         width, depth = self.config.width(self.number), self.config.depth(self.number)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
-            return GraphSAGE(width, depth, self.vocabulary.sizes).to(self.device)
+            model = GraphSAGE(width, depth, self.vocabulary.sizes).to(self.device)
+        if self.config.unit_scores:
+            unit_scores(model)
+        return model
 
     def training_graph(self, vocabulary: Vocabulary) -> Graph:
         """Return the graph that is trained on, for a model with this vocabulary."""

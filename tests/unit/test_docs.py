@@ -35,7 +35,10 @@ def test_every_training_setting_is_documented_with_both_presets() -> None:
 
 def test_every_recipe_is_documented_with_what_it_sets() -> None:
     text = (ROOT / "docs/training.md").read_text()
-    names = ("epochs", "batch_size", "learning_rate", "averaging")
+    names = (
+        *("epochs", "batch_size", "learning_rate", "evaluate_every"),
+        *("adam_beta2", "averaging", "unit_scores"),
+    )
     for recipe, preset in itertools.product(RECIPES, PRESETS):
         (row,) = re.findall(
             rf"^\| {recipe}, {preset}(?: \(default\))? \|(.*)\|$", text, re.MULTILINE

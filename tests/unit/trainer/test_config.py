@@ -29,7 +29,7 @@ def test_paper_is_the_published_schedule() -> None:
 def test_small_and_fast_are_the_default_and_leak_free() -> None:
     assert TrainConfig.load() == TrainConfig.load("small", recipe="fast") == TrainConfig()
     assert TrainConfig().protocol is Protocol.STRICT
-    assert (TrainConfig().averaging, TrainConfig().epochs) == (True, 40)
+    assert (TrainConfig().averaging, TrainConfig().epochs) == (True, 20)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -45,7 +45,10 @@ def test_every_preset_is_valid_by_every_recipe(preset: str, recipe: str) -> None
 @pytest.mark.parametrize("preset", PRESETS)
 def test_recipes_differ_in_how_long_and_how_fast_alone(preset: str) -> None:
     fast, published = (TrainConfig.load(preset, recipe=name) for name in ("fast", "published"))
-    pace = {"epochs", "batch_size", "learning_rate", "averaging"}
+    pace = {
+        *("epochs", "batch_size", "learning_rate", "evaluate_every"),
+        *("adam_beta2", "averaging", "unit_scores"),
+    }
     assert fast.model_dump(exclude=pace) == published.model_dump(exclude=pace)
     assert (fast.averaging, published.averaging) == (True, False)
     assert fast.epochs < published.epochs
@@ -90,7 +93,9 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         epochs = 3
         batch_size = 10
         learning_rate = 0.5
+        adam_beta2 = 0.9
         averaging = false
+        unit_scores = false
         weight_decay = 0
         alignment_weight = 0.0
         protocol = "strict"
@@ -109,7 +114,9 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         "epochs": 3,
         "batch_size": 10,
         "learning_rate": 0.5,
+        "adam_beta2": 0.9,
         "averaging": False,
+        "unit_scores": False,
         "weight_decay": 0.0,
         "alignment_weight": 0.0,
         "protocol": "strict",

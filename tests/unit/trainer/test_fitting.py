@@ -299,6 +299,21 @@ def test_a_step_is_adams_with_the_learning_rate_for_model_and_map(task: Task) ->
         torch.testing.assert_close(found.detach() - old, step, rtol=0.02, atol=0)
 
 
+def test_adam_remembers_squared_gradients_as_long_as_told(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    class Recording(torch.optim.Adam):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "Adam", Recording)
+    task.fit(task.model(), configured(epochs=1, adam_beta2=0.7), joint=task.joint())
+    assert [group["betas"] for adam in made for group in adam.param_groups] == [(0.9, 0.7)] * 2
+
+
 def test_a_fit_leaves_the_average_of_the_weights_along_the_way(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +450,7 @@ class History:
         return {r.epoch: r.recall for r in self.reports if r.recall is not None}
 
 
-STEEP = {"epochs": 12, "learning_rate": 0.3, "evaluate_every": 1}
+STEEP = {"epochs": 12, "learning_rate": 0.3, "adam_beta2": 0.999, "evaluate_every": 1}
 """Learns so fast that the best epoch is not the last."""
 
 
@@ -494,7 +509,7 @@ def test_recall_is_measured_now_and_then_and_at_the_end(
 def test_an_average_that_has_not_settled_is_not_selected(task: Task) -> None:
     history = History()
     task.fit(task.model(), configured(**STEEP, averaging=True), on_epoch=history)
-    assert [r.best_recall is None for r in history.reports] == [True] * 5 + [False] * 7
+    assert [r.best_recall is None for r in history.reports] == [True] * 8 + [False] * 4
 
 
 @pytest.mark.parametrize("patience", [1, 2])

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tests.trainer_support import dataset_of, dense_mean, widened
 from trainer import graph as graph_module
-from trainer.data.dataset import Dataset
+from trainer.config import Protocol
+from trainer.data.dataset import Dataset, resolve_until
 from trainer.features import Vocabulary
 from trainer.graph import Graph, SparseMatrix
-from trainer.model import FullGraphConv, GraphSAGE, embed
-from trainer.split import Edges
+from trainer.model import FullGraphConv, GraphSAGE, embed, unit_scores
+from trainer.split import Edges, make_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -287,6 +288,27 @@ def test_the_user_vector_is_drawn_small_and_the_rest_from_the_same_generator() -
     assert not torch.equal(
         first["convolutions.0.lin_l.weight"], other["convolutions.0.lin_l.weight"]
     )
+
+
+@pytest.mark.parametrize(("width", "layers"), [(16, 1), (64, 2), (100, 3)])
+def test_scores_start_with_a_standard_deviation_near_one(
+    dataset: Dataset, width: int, layers: int
+) -> None:
+    torch.manual_seed(0)
+    split = make_split(dataset, resolve_until(dataset, 0.6), None, Protocol.STRICT)
+    vocabulary = Vocabulary.of(dataset, split.items, 1)
+    model = GraphSAGE(width, layers, vocabulary.sizes)
+    graph = Graph.of(dataset, split.train, split.users, split.items, vocabulary)
+    spreads = []
+    for scaled in (False, True):
+        if scaled:
+            unit_scores(model)
+        users, items = model(graph).split([split.users, split.items])
+        spreads.append((users @ items.T).std().item())
+    plain, unit = spreads
+    assert unit == pytest.approx(plain / width**0.5, rel=1e-3)
+    assert 0.5 < unit < 2.0 < plain
+    assert all((norm.weight == 1.0).all() for _, norm in model.stack[:-1])
 
 
 @pytest.mark.parametrize("name", ["type", "sub.category", "keys", "training", "weight"])

@@ -44,6 +44,15 @@ def test_a_new_model_follows_from_the_seed_and_the_schedule(
     assert not torch.equal(other.user, first.user)
 
 
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_new_model_starts_with_unit_scores_where_told(
+    dataset: Dataset, made: Sequence[Made], unit: bool
+) -> None:
+    config = TINY.model_copy(update={"unit_scores": unit})
+    (_, last) = step_of(dataset, made, config=config).new_model().stack[-1]
+    assert last.weight.tolist() == pytest.approx([12**-0.25 if unit else 1.0] * 12)
+
+
 def test_the_vocabulary_is_that_of_the_items_known(dataset: Dataset) -> None:
     step = step_of(dataset)
     assert step.vocabulary == Vocabulary.of(dataset, step.split.items, TINY.min_value_count)
