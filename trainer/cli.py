@@ -326,13 +326,13 @@ def publish(
         say(f"Next: backcast promote {version}")
 
 
-@app.command(epilog="Example: backcast demo --data shop --epochs 60")
+@app.command(epilog="Example: backcast demo --data shop --epochs 40")
 def demo(
     data: Annotated[
         Path | None, typer.Option(help="Data set folder.", show_default="generated data")
     ] = None,
     home: Annotated[Path, typer.Option(help="Folder to work in; made anew.")] = Path(".demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Training epochs of each version.")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="Training epochs of each version.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs a training step.")] = 1024,
     versions: Annotated[int, typer.Option(min=2, max=5, help="How many versions to train.")] = 3,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,

@@ -14,7 +14,7 @@ from trainer.data.dataset import write_dataset
 from trainer.data.synth import SynthConfig, synthesize
 from trainer.demo import Chapter, DemoConfig, DemoResult, run_demo
 
-EPOCHS = 40
+EPOCHS = 20
 AMAZON = ROOT.parent / "shared" / "data" / "amazon"
 FEW_POINTS = 0.05 if AMAZON.exists() else 0.12
 """Generated data of this size is far from fitted after so few epochs, and its map too."""
@@ -40,7 +40,7 @@ def review_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def story(review_data: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    """Three versions on the review graph, trained for less than half of what one would spend."""
+    """Three versions on the review graph."""
     home = tmp_path_factory.mktemp("home")
     config = DemoConfig(review_data, home, epochs=EPOCHS, batch_size=4096, versions=3, seed=0)
     return run_demo(config, lambda _line: None)
@@ -59,8 +59,10 @@ def test_compatible_vectors_keep_the_consumer_within_a_few_points(story: DemoRes
 
 
 def test_raw_latest_vectors_do_not(story: DemoResult) -> None:
-    for chapter in story.chapters[1:]:
-        assert chapter.auc_latest < chapter.auc_compatible - 0.1
+    # Not at once: a grown model begins with its parent's coordinates where they were.
+    one, two = story.chapters[1:]
+    assert one.auc_latest < one.auc_compatible - 0.05
+    assert two.auc_latest < two.auc_compatible - 0.1
 
 
 def test_storage_stays_that_of_one_version(story: DemoResult) -> None:

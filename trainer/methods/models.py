@@ -120,7 +120,10 @@ class JointSolved:
     all_versions: bool = False
     grown: bool = False
 
-    default_lambda = 0.5
+    @property
+    def default_lambda(self) -> float:
+        """Less where M_k begins with the older vectors inside."""
+        return 0.2 if self.grown else 0.5
 
     def train(self, step: Step) -> Trained:
         """Train M_k; its maps are to be fitted afterwards."""
@@ -129,7 +132,7 @@ class JointSolved:
         parents, users = older[0], step.split.users
         weights = balanced_weights(parents, users).to(parents)
         scaled = [z / spread(z, users, weights).clamp_min(1e-12).sqrt() for z in older]
-        target = _principal(torch.cat(scaled, dim=1) / len(scaled) ** 0.5, weights)
+        target = principal(torch.cat(scaled, dim=1) / len(scaled) ** 0.5, weights)
         # Now the weighted sum of the squared lengths of the nodes' errors is that share.
         head = LeastSquaresHead(target, weights=weights)
         joint = JointAlignment(head, _squared_error, target, weights)
@@ -145,7 +148,7 @@ def _squared_error(mapped: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return torch.dot(weights, torch.linalg.vecdot(error, error))
 
 
-def _principal(y: Tensor, weights: Tensor, negligible: float = 1e-4) -> Tensor:
+def principal(y: Tensor, weights: Tensor, negligible: float = 1e-4) -> Tensor:
     """Return the weighted principal components of ``y``, (n, T), as (n, ≤ T).
 
     Versions that are aligned say much the same thing, so far fewer columns hold all of it. A

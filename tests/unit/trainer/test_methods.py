@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backcast.alignment import LeastSquaresHead
 from backcast.closed_form import least_squares, zero_padded_procrustes
 from backcast.errors import ConfigError
 from backcast.transforms import AffineMap
@@ -23,7 +24,14 @@ from trainer.graph import Graph
 from trainer.methods import DEFAULT_METHOD, Made, Method, catalog, make_version, method, methods
 from trainer.methods.base import ModelStrategy, Trained, train_alone
 from trainer.methods.maps import GradientFitted, JointlyTrained, LeastSquares, Truncated
-from trainer.methods.models import FineTuned, Frozen, Independent, Joint, JointSolved
+from trainer.methods.models import (
+    FineTuned,
+    Frozen,
+    Independent,
+    Joint,
+    JointSolved,
+    principal,
+)
 from trainer.model import GraphSAGE, embed
 from trainer.sampling import PairSampler
 from trainer.step import Step
@@ -545,3 +553,20 @@ class TestMaps:
             chosen = GradientFitted("multi", 13, first).fit(step, trained)[1]
             assert _bits(chosen) == _bits(fits[errors.index(min(allowed))])
         assert min(errors) < errors[-1], "where the last is the best, nothing is shown"
+
+
+def test_principal_components_lose_next_to_nothing_of_what_is_to_be_explained() -> None:
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    old = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    y = torch.cat([old, 2.0 * old, old @ torch.randn(3, 5, generator=generator).double()], dim=1)
+    weights = torch.rand(200, generator=generator, dtype=torch.float64)
+    found = principal(y, weights)
+    assert found.shape == (200, 3)
+
+    def unexplained(target: Tensor) -> float:
+        error = LeastSquaresHead(target, weights=weights)(z) - target
+        return float(weights @ (error**2).sum(dim=1))
+
+    assert unexplained(found) == pytest.approx(unexplained(y), rel=1e-3)
+    assert principal(torch.ones(5, 2), torch.ones(5)).shape == (5, 0)
