@@ -25,9 +25,10 @@ class JointAlignment:
     """What M_k is aligned to while it is trained; only ``transformation`` is trained with it.
 
     Attributes:
-        transformation: B_k, (N, D_k) to (N, D_{k-1}).
+        transformation: B_k, (N, D_k) to (N, T).
         loss: the alignment loss, of B_k(z_k), ``target`` and the nodes' weights.
-        target: z_{k-1}, (U + I, D_parent): M_{k-1} in evaluation mode on the training graph.
+        target: (U + I, T), of older models in evaluation mode on the training graph: z_{k-1}, or
+            the principal components of several versions.
         weights: how much each node counts, (U + I,); None to average over each batch's users,
             positives and negatives, and add up the three, as published.
     """

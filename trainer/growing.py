@@ -23,9 +23,8 @@ def can_grow(model: GraphSAGE, parent: GraphSAGE) -> bool:
     It has to be at least as wide and as deep. A parent of one layer grows no deeper: nothing in it
     has passed a ReLU.
     """
-    deepens = model.layers > parent.layers
     return model.width >= parent.width and (
-        parent.layers > 1 if deepens else model.layers == parent.layers
+        model.layers == parent.layers or model.layers > parent.layers > 1
     )
 
 
