@@ -61,8 +61,8 @@ def test_compatible_vectors_keep_the_consumer_within_a_few_points(story: DemoRes
 def test_raw_latest_vectors_do_not(story: DemoResult) -> None:
     # Not at once: a grown model begins with its parent's coordinates where they were.
     one, two = story.chapters[1:]
-    assert one.auc_latest < one.auc_compatible - 0.05
-    assert two.auc_latest < two.auc_compatible - 0.1
+    assert one.auc_latest < one.auc_compatible - 0.02
+    assert two.auc_latest < two.auc_compatible - 0.05
 
 
 def test_storage_stays_that_of_one_version(story: DemoResult) -> None:
