@@ -1,4 +1,4 @@
-"""Growing a model out of a smaller one, so that it begins with all that the smaller one knows.
+"""Growing a model out of a smaller one, so that it begins with what the smaller one knows.
 
 The way is that of Net2Net (Chen, Goodfellow and Shlens, ICLR 2016): a function-preserving start. A
 wider model has the parent's units, which see nothing of the new ones, beside freshly initialised
@@ -71,4 +71,22 @@ def grow(model: GraphSAGE, vocabulary: Vocabulary, parent: ArchivedModel, graph:
         mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
         norm.weight[:width] = (variance[:width] + norm.eps).sqrt()
         norm.bias[:width] = mean[:width]
+    set_statistics(model, graph)
+
+
+@torch.no_grad()
+def renew(model: GraphSAGE, fresh: GraphSAGE, kept: float, graph: Graph) -> None:
+    """Shrink what ``model`` has learnt and perturb it: θ ← kept · θ + (1 - kept) · fresh.
+
+    A model that goes on from old weights learns less from new data than one that starts anew; this
+    gives it room to (Ash and Adams, On Warm-Starting Neural Network Training, NeurIPS 2020).
+
+    Args:
+        model: a grown model; it is changed.
+        fresh: a freshly initialised model of the same architecture and vocabulary.
+        kept: between 0, as good as fresh, and 1, no change.
+        graph: the training graph, for BatchNorm's statistics.
+    """
+    for weight, new in zip(model.parameters(), fresh.parameters(), strict=True):
+        weight.lerp_(new, 1.0 - kept)
     set_statistics(model, graph)

@@ -20,10 +20,14 @@ from trainer.balance import balanced_weights, spread
 from trainer.features import Vocabulary
 from trainer.fitting import PAPER_LAMBDA, FitResult, JointAlignment, fit
 from trainer.graph import Graph
-from trainer.growing import can_grow, grow
+from trainer.growing import can_grow, grow, renew
 from trainer.methods.base import Trained
 from trainer.model import GraphSAGE
 from trainer.step import Step
+
+
+_KEPT = 0.75
+"""How much of the parent's weights a grown model begins with."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ class JointSolved:
     Attributes:
         all_versions: to every older version whose model is archived, on average; otherwise to the
             parent alone.
-        grown: M_k begins as the parent (see ``trainer.growing``), not from scratch, where it is at
-            least as wide and as deep.
+        grown: M_k begins near the parent (see ``trainer.growing``), not from scratch, where it is
+            at least as wide and as deep.
     """
 
     all_versions: bool = False
@@ -140,6 +144,7 @@ class JointSolved:
         graph = step.training_graph(step.vocabulary)
         if self.grown and can_grow(model, parent.model):
             grow(model, step.vocabulary, parent, graph)
+            renew(model, step.new_model(), _KEPT, graph)
         return _fit(step, model, step.vocabulary, joint=joint, graph=graph)
 
 

@@ -10,7 +10,7 @@ from trainer.archive import ArchivedModel
 from trainer.data.dataset import Dataset, resolve_until
 from trainer.features import Vocabulary
 from trainer.graph import Graph
-from trainer.growing import can_grow, grow
+from trainer.growing import can_grow, grow, renew
 from trainer.methods import method
 from trainer.model import GraphSAGE, embed, set_statistics
 from trainer.split import Edges, make_split
@@ -125,6 +125,27 @@ def test_what_the_parent_did_not_know_begins_as_nothing(dataset: Dataset) -> Non
     assert not any(grown.table(other)[:, :WIDTH].any() for other in others)
     # Items have one value of it each, so that nothing but the graph's statistics is left to differ.
     torch.testing.assert_close(nursery.vectors(grown)[:, :WIDTH], z, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.25, 1.0])
+def test_renewal_stands_between_the_grown_weights_and_fresh_ones(
+    nursery: Nursery, kept: float
+) -> None:
+    width, layers = WIDTH + 4, nursery.parent.model.layers + 1
+    model, fresh = nursery.grown(width, layers), nursery.model(width, layers)
+    grown = [weight.detach().clone() for weight in model.parameters()]
+    renew(model, fresh, kept, nursery.graph(nursery.vocabulary))
+    for weight, old, new in zip(model.parameters(), grown, fresh.parameters(), strict=True):
+        torch.testing.assert_close(weight.detach(), kept * old + (1 - kept) * new.detach())
+
+
+def test_a_renewed_model_has_the_statistics_of_its_graph(nursery: Nursery) -> None:
+    width, layers = WIDTH + 4, nursery.parent.model.layers + 1
+    model, graph = nursery.grown(width, layers), nursery.graph(nursery.vocabulary)
+    renew(model, nursery.model(width, layers), 0.5, graph)
+    z = nursery.vectors(model)
+    set_statistics(model, graph)
+    assert torch.equal(nursery.vectors(model), z)
 
 
 def test_a_model_does_not_shrink_and_one_layer_stays_one() -> None:

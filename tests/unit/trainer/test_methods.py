@@ -420,14 +420,14 @@ class TestModels:
         assert reports[0].alignment == pytest.approx(np.mean(left), rel=1e-3)
 
     @pytest.mark.parametrize("grown", [False, True])
-    def test_a_grown_model_begins_as_its_parent(
+    def test_a_grown_model_begins_near_its_parent(
         self, dataset: Dataset, lines: Mapping[str, Sequence[Made]], grown: bool
     ) -> None:
         step = step_of(dataset, lines["solved-direct"][:2], config=STILL)
         trained = JointSolved(grown=grown).train(step)
         z, target = training_vectors(step, trained), step.target.double().numpy()
         kept = np.corrcoef(z[:, : target.shape[1]].ravel(), target.ravel())[0, 1]
-        assert bool(kept > 0.99) is grown
+        assert bool(0.99 > kept > 0.7) is grown
 
     @pytest.mark.parametrize("loss", ["single", "multi"])
     def test_alignment_leaves_less_error_than_none(

@@ -25,7 +25,7 @@ METHODS = (
         "grown",
         "Grown",
         102,
-        "As Solved, but M_k begins as its parent, to which new units and layers are added.",
+        "As Solved, but M_k begins near its parent, to which new units and layers are added.",
         JointSolved(grown=True),
         LeastSquares(bias=True, balanced=True),
     ),
