@@ -11,25 +11,48 @@ those of a client that waits for its answer, corrected for the requests it did n
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from backcast.cli.output import print_table
+from benchmarks.feast_comparison import against_feast
 from benchmarks.measuring import machine
+from benchmarks.serving_bench import Bench, Row, say
 from benchmarks.serving_load import Unmeasured, find_wrk
-from benchmarks.serving_processes import THREADS
+from benchmarks.serving_processes import ROOT, THREADS
 from benchmarks.serving_rows import (
     BATCHES_AT_ONCE,
-    ROWS,
     SINGLES_AT_ONCE,
     WORKERS_AT_ONCE,
-    Bench,
-    measure_row,
+    binary_batches,
+    json_batches,
+    keys,
+    large_memory,
+    long_chains,
+    mixed,
+    redis_store,
+    single_gets,
+    storage,
+    two_workers,
 )
 
-LARGE = "large"
+LARGE, MANY = "large", 10_000_000
+ROWS: dict[str, Callable[[Bench], list[Row]]] = {
+    "singles": single_gets,
+    "key": keys,
+    "batches": binary_batches,
+    "json": json_batches,
+    "feast": against_feast,
+    "redis": redis_store,
+    "workers": two_workers,
+    "mixed": mixed,
+    "storage": storage,
+    "chains": long_chains,
+    LARGE: large_memory,
+}
+"""By the names that ``--only`` takes."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -44,10 +67,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", help=f"rows, with commas: {', '.join(ROWS)}")
     parser.add_argument("--folder", type=Path, help="keep what is prepared here, and use it again")
     parser.add_argument(
+        "--feast",
+        type=Path,
+        default=ROOT / ".venv-feast",
+        help="virtual environment that has Feast, which `make bench-feast` makes",
+    )
+    parser.add_argument(
         "--large",
         type=int,
         nargs="?",
-        const=10_000_000,
+        const=MANY,
         help="also measure start-up and memory with so many vectors (5 GB of disk)",
     )
     parsed = parser.parse_args(arguments)
@@ -68,6 +97,15 @@ def chosen_rows(only: str | None, large: int | None) -> list[str]:
     return names
 
 
+def measure_row(name: str, bench: Bench) -> list[Row]:
+    """Measure a row; one that cannot be measured says why."""
+    say(name)
+    try:
+        return ROWS[name](bench)
+    except Unmeasured as error:
+        return [Row(name, f"not measured: {error}", met=False)]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and print the table."""
     names = chosen_rows(arguments.only, arguments.large)
@@ -81,7 +119,8 @@ def run(arguments: argparse.Namespace) -> None:
             seconds=arguments.duration,
             rounds=arguments.rounds,
             threads=arguments.threads,
-            large=arguments.large or 10_000_000,
+            large=arguments.large or MANY,
+            feast=arguments.feast.absolute(),
         )
         print(machine())
         print(

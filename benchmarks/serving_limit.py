@@ -48,6 +48,11 @@ class Limit:
         """The store's share of the time."""
         return self.gather * self.rate / self.vectors
 
+    def __str__(self) -> str:
+        parts = (self.gather, self.product, self.copy)
+        shown = " + ".join(f"{1e6 * part / self.vectors:.2f}" for part in parts)
+        return f"{self.rate:,.0f} vectors/s, {shown} µs a vector (gather, product, bytes)"
+
 
 def measure(settings: Settings, ids: list[str], size: int, seconds: float) -> Limit:
     """Answer batches of ``size`` ids with ver-0 vectors, for some seconds after a first round."""

@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,6 +60,10 @@ class Requests:
     vectors: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def to(self, path: str) -> "Requests":
+        """Return the same bodies, sent to another path."""
+        return replace(self, pairs=[(path, body) for _, body in self.pairs])
+
     def script(self, folder: Path) -> Path:
         """Write the requests and wrk's script into a folder."""
         lines = folder / "requests.txt"
@@ -109,6 +113,7 @@ class Load:
     Attributes:
         vectors: asked for by each request.
         cpu: seconds of CPU that wrk took itself.
+        server_cpu: seconds of CPU that the server took meanwhile.
     """
 
     requests: int
@@ -119,6 +124,7 @@ class Load:
     errors: int
     vectors: int
     cpu: float
+    server_cpu: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -130,10 +136,21 @@ class Load:
         """Vectors per second."""
         return self.vectors * self.rate
 
+    @property
+    def server_us(self) -> float:
+        """Microseconds of the server's CPU for each request."""
+        return 1e6 * self.server_cpu / self.requests
+
+    @property
+    def wrk_us(self) -> float:
+        """Microseconds of wrk's CPU for each request."""
+        return 1e6 * self.cpu / self.requests
+
     def __str__(self) -> str:
         return (
             f"{self.rate:,.0f} requests/s, {self.vector_rate:,.0f} vectors/s, "
             f"p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, "
+            f"{self.server_us:,.0f} µs of the server's CPU a request, "
             f"{self.non_2xx} non-2xx, {self.errors} socket errors"
         )
 
