@@ -4,10 +4,10 @@ BIN := .venv/bin
 EXTRAS := service train dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format lock picture openapi clean
+.PHONY: help demo test test-long lint format lock picture openapi bench-serving bench-feast clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/installed-apps  ## Train, serve, promote; a consumer that never retrains; a table
 	$(BIN)/backcast demo
@@ -39,8 +39,14 @@ picture: .venv/installed-dev  ## Draw the README's picture
 openapi: .venv/installed-dev  ## Write docs/openapi.json from the code
 	$(BIN)/python -m service.openapi > docs/openapi.json
 
+bench-serving: .venv/installed-apps  ## How fast the service is: a table, from real servers under load
+	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+bench-feast: .venv/installed-apps .venv-feast/installed  ## Only the comparison with Feast's feature server
+	$(BIN)/python benchmarks/serving.py --only feast $(ARGS)
+
 clean:  ## Remove what the targets made
-	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-feast .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # torch is left to requirements/torch.txt: the index at hand decides which build it is.
 define compile
@@ -66,6 +72,11 @@ endef
 .venv/installed-apps: pyproject.toml requirements/service.txt requirements/train.txt \
 		requirements/torch.txt | .venv/bin/python
 	$(call install,service train)
+
+.venv-feast/installed:
+	$(PYTHON) -m venv .venv-feast
+	.venv-feast/bin/pip install -q --disable-pip-version-check 'feast[redis]==0.67.*'
+	touch $@
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -150,8 +150,7 @@ class Load:
         return (
             f"{self.rate:,.0f} requests/s, {self.vector_rate:,.0f} vectors/s, "
             f"p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, "
-            f"{self.server_us:,.0f} µs of the server's CPU a request, "
-            f"{self.non_2xx} non-2xx, {self.errors} socket errors"
+            f"{self.server_us:,.0f} µs of the server's CPU a request"
         )
 
 
@@ -189,5 +188,8 @@ def read_load(output: str, vectors: int, cpu: float) -> Load:
         raise Unmeasured(f"wrk printed no result: {output}")
     load = Load(**orjson.loads(found[0].removeprefix(_RESULT)), vectors=vectors, cpu=cpu)
     if load.non_2xx or load.errors or not load.requests:
-        raise Unmeasured(f"not every answer was right: {load}")
+        raise Unmeasured(
+            f"not every answer was right: {load.requests} answers, "
+            f"{load.non_2xx} non-2xx, {load.errors} socket errors"
+        )
     return load
