@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from backcast.cli.output import print_table
 from benchmarks.feast_comparison import against_feast
 from benchmarks.measuring import machine
@@ -122,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
             large=arguments.large or MANY,
             feast=arguments.feast.absolute(),
         )
+        torch.set_num_threads(bench.threads)
         print(machine())
         print(
             f"Servers with {', '.join(f'{name}={bench.threads}' for name in THREADS)}, one worker. "
