@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--items", type=int, default=1_000_000, help="vectors of each deployment")
-    parser.add_argument("--duration", type=float, default=10.0, help="seconds a measurement")
+    parser.add_argument("--duration", type=int, default=10, help="seconds a measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side")
     parser.add_argument("--threads", type=int, default=1, help="of a matrix product")
     parser.add_argument("--only", help=f"rows, with commas: {', '.join(ROWS)}")

@@ -134,7 +134,7 @@ def test_a_server_is_checked_and_looked_at(settings: Settings, other: Settings) 
 
 
 def test_a_server_that_ends_is_shown_with_its_last_words() -> None:
-    command = [sys.executable, "-c", "raise SystemExit('no, thanks')"]
+    command = [sys.executable, "-c", "raise SystemExit('no, ' + 'thanks')"]
     ended = http_server(command, {}, 1, "/readyz")
     with pytest.raises(Unmeasured, match="no, thanks"), ended:
         pass
@@ -199,7 +199,8 @@ def test_the_table_or_how_to_install_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_without_wrk_the_benchmark_says_how_to_install_it(tmp_path: Path) -> None:
-    ended = script("serving.py", "--folder", str(tmp_path / "new"), PATH=str(tmp_path))
+    given = ("--items", "10", "--folder", str(tmp_path / "new"))
+    ended = script("serving.py", *given, PATH=str(tmp_path))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "There is no wrk here, which makes the load: apt-get install wrk\n"
     assert not (tmp_path / "new").exists()

@@ -89,7 +89,7 @@ def load(rate: float, vectors: int = 1, server_cpu: float = 0.0) -> Load:
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
-    ours, theirs = [load(10), load(90), load(40)], [load(10), load(30), load(20)]
+    ours, theirs = [load(10), load(90), load(40)], [load(10), load(10), load(20)]
     assert ratio(ours, theirs) == 2.0
     assert middle(ours) == 40.0
     shown = rates([load(2, 1000, server_cpu=0.5)], [load(1, 1000, server_cpu=1)])
