@@ -58,22 +58,23 @@ def largest_error(backcast: Backcast, snapshot: Snapshot, ids: Sequence[str]) ->
     )
 
 
-def rates(cpu: Snapshot, cuda: Snapshot, ids: Sequence[str]) -> list[float]:
+def rates(cpu: Snapshot, other: Snapshot, ids: Sequence[str]) -> list[float]:
     """Return vectors per second for a batch of ``ids``: see the table's columns."""
     stored = cpu.store.gather(Entity.ITEM, ids).vectors
-    there = torch.from_numpy(stored).to("cuda")
-    applied = cuda.maps[0]
+    applied = other.maps[0]
+    there = torch.from_numpy(stored).to(applied.weight.device)
 
     def on_device() -> None:
         linear(there, applied.weight, applied.bias)
-        torch.cuda.synchronize()
+        if there.is_cuda:
+            torch.cuda.synchronize()
 
     calls: list[Callable[[], object]] = [
         lambda: cpu.maps[0](stored),
         lambda: applied(stored),
         on_device,
         lambda: cpu.vectors(Entity.ITEM, ids, 0),
-        lambda: cuda.vectors(Entity.ITEM, ids, 0),
+        lambda: other.vectors(Entity.ITEM, ids, 0),
     ]
     return [len(ids) / seconds_of(call, SECONDS) for call in calls]
 
@@ -92,12 +93,12 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         deployment = Deployment("gpu", CHAIN, LIVE, arguments.items, published=False)
         with open_backcast(prepare(Path(folder), deployment)) as backcast:
-            return compare(backcast, random_ids(arguments.items, SIZES[-1]))
+            return compare(backcast, random_ids(arguments.items, SIZES[-1]), "cuda")
 
 
-def compare(backcast: Backcast, ids: Sequence[str]) -> int:
+def compare(backcast: Backcast, ids: Sequence[str], device: str) -> int:
     """Print errors and rates; return 1 where an error is too large for rates to mean anything."""
-    cpu, cuda = (snapshot_on(backcast, device) for device in ("cpu", "cuda"))
+    cpu, cuda = snapshot_on(backcast, "cpu"), snapshot_on(backcast, device)
     errors = {
         name: largest_error(backcast, snapshot, ids)
         for name, snapshot in (("the CPU", cpu), ("CUDA", cuda))
@@ -115,7 +116,11 @@ def compare(backcast: Backcast, ids: Sequence[str]) -> int:
         "engine, CPU",
         "engine, CUDA",
     )
-    rows = [[f"{n:,}", *(f"{r:,.0f}" for r in rates(cpu, cuda, ids[:n]))] for n in SIZES]
+    rows = [
+        [f"{n:,}", *(f"{r:,.0f}" for r in rates(cpu, cuda, ids[:n]))]
+        for n in SIZES
+        if n <= len(ids)
+    ]
     print_table(columns, rows, title="Vectors per second, 512 → 256")
     return 0
 

@@ -24,6 +24,24 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Memory of some processes, in MiB.
+
+    Attributes:
+        rss: resident, pages of mapped files included, which the kernel can take back.
+        pss: the same, shared pages divided by the number of those who share them.
+        own: of no file.
+    """
+
+    rss: float
+    pss: float
+    own: float
+
+    def __str__(self) -> str:
+        return f"{self.rss:,.0f} / {self.pss:,.0f} / {self.own:,.0f}"
+
+
+@dataclass(frozen=True)
 class Server:
     """A running server.
 
@@ -43,11 +61,10 @@ class Server:
         """Return the seconds of CPU that all its processes have taken so far."""
         return sum(_cpu(pid) for pid in self.pids())
 
-    def memory(self) -> tuple[float, float]:
-        """Return RSS and PSS in MiB, summed over its processes."""
+    def memory(self) -> Memory:
+        """Return what its processes hold now."""
         kinds = zip(*(_memory(pid) for pid in self.pids()), strict=True)
-        rss, pss = (sum(kind) / 1024 for kind in kinds)
-        return rss, pss
+        return Memory(*(sum(kind) / 1024 for kind in kinds))
 
 
 def environment(settings: Settings, threads: int, **more: str) -> dict[str, str]:
@@ -170,18 +187,19 @@ def _answers(url: str) -> bool:
 
 
 def _below(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = _read(pid, f"task/{pid}/children").split()
     return [found for child in map(int, children) for found in (child, *_below(child))]
 
 
 def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _read(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _memory(pid: int) -> tuple[int, int]:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    rss, pss = (re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE) for name in ("Rss", "Pss"))
-    assert rss is not None
-    assert pss is not None
-    return int(rss[1]), int(pss[1])
+def _memory(pid: int) -> list[int]:
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(pid, "smaps_rollup"), re.MULTILINE))
+    return [int(found[name]) for name in ("Rss", "Pss", "Anonymous")]
+
+
+def _read(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()

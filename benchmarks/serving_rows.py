@@ -261,9 +261,9 @@ def large_memory(bench: Bench) -> list[Row]:
         while gets < SAMPLE:
             gets += bench.measure(side).requests
         after = server.memory()
-    what = f"{bench.large:,} × 128"
-    first, last = (" / ".join(f"{size:,.0f}" for size in both) for both in (before, after))
+    items = f"{bench.large:,} × 128"
+    memory = f"{after} after {gets:,} gets; {before} before"
     return [
-        Row(f"{what}: seconds from starting the process to ready", f"{server.started:.1f}"),
-        Row(f"{what}: RSS / PSS of the worker, MiB", f"{last} after {gets:,} gets; {first} before"),
+        Row(f"seconds to ready, {items}", f"{server.started:.1f}"),
+        Row(f"RSS / PSS / anonymous memory of the worker in MiB, {items}", memory),
     ]

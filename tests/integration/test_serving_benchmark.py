@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from backcast.lifecycle import open_backcast
 from backcast.settings import Settings
-from benchmarks.gpu import TOLERANCE, largest_error, snapshot_on
+from benchmarks.gpu import TOLERANCE, compare, largest_error, snapshot_on
 from benchmarks.serving_bench import Bench, check, vectors_of
 from benchmarks.serving_data import Deployment, ids_of, prepare
 from benchmarks.serving_load import Unmeasured
@@ -26,6 +26,7 @@ from benchmarks.serving_processes import (
     http_server,
     redis_server,
 )
+from tests.servers import REDIS_VARIABLE, SEARCH, installed_program
 
 ITEMS = 1_500
 DIMS = (4, 6, 8)
@@ -129,8 +130,8 @@ def test_a_server_is_checked_and_looked_at(settings: Settings, other: Settings) 
             check(other, server.url, ids)
         assert len(server.pids()) >= 3
         assert server.cpu() > 0
-        rss, pss = server.memory()
-        assert rss > pss > 10
+        memory = server.memory()
+        assert memory.rss > memory.pss > memory.own > 10
 
 
 def test_a_server_that_ends_is_shown_with_its_last_words() -> None:
@@ -149,6 +150,7 @@ def test_a_program_that_is_missing_is_named() -> None:
 
 
 def test_redis_is_our_own_and_keeps_everything() -> None:
+    installed_program("redis-server", "redis-server", REDIS_VARIABLE, SEARCH)
     with redis_server() as url, closing(Redis.from_url(url)) as client:
         assert client.dbsize() == 0
         assert client.info("memory")["maxmemory_policy"] == "noeviction"
@@ -169,6 +171,18 @@ def test_the_largest_error_is_within_the_bound_and_a_wrong_weight_is_not(
         wrong = replace(snapshot.maps[0], weight=weight)
         spoilt = replace(snapshot, maps={**snapshot.maps, 0: wrong})
         assert largest_error(backcast, spoilt, ids) > TOLERANCE
+
+
+def test_a_device_is_checked_and_then_timed_by_batch_size(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_backcast(settings) as backcast:
+        assert compare(backcast, ids_of(np.arange(100)), "cpu") == 0
+    checked, *table = capsys.readouterr().out.splitlines()
+    assert checked.startswith("Largest error on the CPU: ")
+    cells = [line.split("│")[1:-1] for line in table if line[0] == "│"]
+    assert [int(row[0]) for row in cells] == [1, 10, 100]
+    assert all(int(cell.replace(",", "")) > 0 for row in cells for cell in row[1:])
 
 
 def test_without_cuda_nothing_is_measured_on_it() -> None:
