@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear
 
 from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
@@ -36,7 +35,7 @@ from backcast.stores import EmbeddedStore, StoredSnapshot, VectorStore
 from backcast.transforms import AffineMap
 from backcast.versions import Entity, Lineage, Live, Transform, Version, VersionState
 
-_ROWS = 16_384  # of a batch that are on the device at once
+_ROWS = 2_048  # of a batch that are mapped at once: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +73,22 @@ class ServedMap:
 
         return cls(moved(composed.weight), None if composed.bias is None else moved(composed.bias))
 
-    def __call__(self, stored: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map ``stored`` of shape (n, D_k) to shape (n, D_j)."""
-        mapped = linear(torch.from_numpy(stored).to(self.weight.device), self.weight, self.bias)
-        answer: NDArray[np.float32] = mapped.cpu().numpy()
-        return answer
+    def __call__(self, stored: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write what ``stored`` of shape (n, D_k) maps to into ``out`` of shape (n, D_j)."""
+        z, answer = torch.from_numpy(stored), torch.from_numpy(out)
+        if self.weight.device.type == "cpu":
+            self._multiply(z, answer)
+        else:
+            answer.copy_(self._multiply(z.to(self.weight.device)))
+
+    def _multiply(self, z: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.bias is None:
+            return torch.mm(z, self._columns, out=out)
+        return torch.addmm(self.bias, z, self._columns, out=out)
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return self.weight.T  # a view, but not for nothing
 
     @cached_property
     def singular_values(self) -> NDArray[np.float64]:
@@ -146,15 +156,19 @@ class Snapshot:
             UnknownVersion, VersionRetired, VersionNotPromoted, VersionOffChain: see ``resolve``.
             StoreError: the vector store does not answer.
         """
-        rows = np.empty((len(ids), self.resolve(version).dim), np.float32)
-        found = np.empty(len(ids), np.bool_)
-        applied = self.maps.get(version)
-        for start in range(0, len(ids), _ROWS):
-            piece = slice(start, start + _ROWS)
-            gathered = self.store.gather(entity, ids[piece])
-            rows[piece] = gathered.vectors if applied is None else applied(gathered.vectors)
-            found[piece] = gathered.found
-        rows[~found] = np.nan
+        dim = self.resolve(version).dim
+        if version == self.live.version:
+            gathered = self.store.gather(entity, ids)
+            rows, found = gathered.vectors, gathered.found
+        else:
+            rows, found = np.empty((len(ids), dim), np.float32), np.empty(len(ids), np.bool_)
+            for start in range(0, len(ids), _ROWS):
+                piece = slice(start, start + _ROWS)
+                gathered = self.store.gather(entity, ids[piece])
+                self.maps[version](gathered.vectors, out=rows[piece])
+                found[piece] = gathered.found
+        if not found.all():
+            rows[~found] = np.nan
         return Embeddings(rows, found)
 
 
