@@ -11,6 +11,7 @@ import typer
 from backcast.errors import ConfigError
 from backcast.lifecycle import open_backcast
 from backcast.settings import Settings
+from service.cores import share_cores
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -26,9 +27,13 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
 ) -> None:
-    """Serve until interrupted. Settings come from the environment, see BACKCAST_HOME and others."""
+    """Serve until interrupted. Settings come from the environment, see BACKCAST_HOME and others.
+
+    The workers share the cores; OMP_NUM_THREADS gives each of them another number of threads.
+    """
     import uvicorn
 
+    share_cores(workers)
     check(Settings.load(), host, port)
     uvicorn.run(
         "service.app:from_environment",

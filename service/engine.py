@@ -5,6 +5,7 @@ version can never meet weights of another.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -36,6 +37,7 @@ from backcast.transforms import AffineMap
 from backcast.versions import Entity, Lineage, Live, Transform, Version, VersionState
 
 _ROWS = 2_048  # of a batch that are mapped at once: they stay in the processor's cache
+_MULTIPLYING = Lock()  # a product takes all of a worker's cores; two at once would fight for them
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +78,12 @@ class ServedMap:
     def __call__(self, stored: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Write what ``stored`` of shape (n, D_k) maps to into ``out`` of shape (n, D_j)."""
         z, answer = torch.from_numpy(stored), torch.from_numpy(out)
-        if self.weight.device.type == "cpu":
-            self._multiply(z, answer)
-        else:
-            answer.copy_(self._multiply(z.to(self.weight.device)))
+        # One vector takes microseconds of one core, and waits for nobody.
+        with nullcontext() if len(z) == 1 else _MULTIPLYING:
+            if self.weight.device.type == "cpu":
+                self._multiply(z, answer)
+            else:
+                answer.copy_(self._multiply(z.to(self.weight.device)))
 
     def _multiply(self, z: Tensor, out: Tensor | None = None) -> Tensor:
         if self.bias is None:

@@ -1,7 +1,6 @@
 """What the service holds while it runs: built once at the start, found from every request."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,14 +21,16 @@ from service.poller import Poller
 
 logger = logging.getLogger(__name__)
 
+_BATCHES = 4
+
 
 @dataclass(frozen=True)
 class State:
     """Settings, the places a version lives in, and what works on them.
 
     Attributes:
-        batches: lets as many batches run at once as there are cores; more would answer no
-            sooner and take more memory.
+        batches: lets a few batches run at once, so that one looks its ids up while another is
+            multiplied; more would answer no sooner and take more memory.
         refreshes: lets one request at a time wait for another look at the registry, so that a
             slow one takes no threads from requests that need none.
     """
@@ -63,7 +64,7 @@ def open_state(settings: Settings) -> Iterator[State]:
         sweeping = Poller("sweeping", partial(sweep, backcast, grace), settings.poll_seconds)
         stack.enter_context(sweeping)
         keys = KeyRing(backcast.registry.keys, settings.key_cache_seconds)
-        batches, refreshes = CapacityLimiter(max(4, os.cpu_count() or 1)), CapacityLimiter(1)
+        batches, refreshes = CapacityLimiter(_BATCHES), CapacityLimiter(1)
         yield State(settings, backcast, engine, keys, operator, batches, refreshes)
 
 

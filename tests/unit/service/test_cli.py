@@ -49,6 +49,7 @@ def test_places_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_server_is_started_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
     monkeypatch.setenv("BACKCAST_HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else the command would set it for good
     monkeypatch.setattr(uvicorn, "run", lambda *args, **options: calls.append((args, options)))
     port = free_port()
     result = CliRunner().invoke(app, ["serve", "--port", str(port), "--workers", "3"])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,31 @@ def test_large_batches_are_split(home: Home, monkeypatch: pytest.MonkeyPatch) ->
     assert served.found.tolist() == [id != "unknown" for id in ids]
     found = [id for id in ids if id != "unknown"]
     assert_served(served.vectors[served.found], home, found, 0, live=2)
+
+
+def test_batches_are_multiplied_one_at_a_time_and_single_vectors_do_not_wait(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addmm, count = torch.addmm, threading.Lock()
+    first, go_on = threading.Event(), threading.Event()
+
+    def watched(bias: torch.Tensor, z: torch.Tensor, *rest: Any, **out: Any) -> torch.Tensor:
+        if len(z) > 1:
+            assert count.acquire(blocking=False)  # nobody else multiplies
+            first.set()
+            assert go_on.wait(30)
+            count.release()
+        return addmm(bias, z, *rest, **out)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    snapshot, ids = engine_of(home).current(), home.ids(version=2)
+    with ThreadPoolExecutor(4) as pool:
+        batches = [pool.submit(snapshot.vectors, Entity.ITEM, ids, 0) for _ in range(4)]
+        assert first.wait(30)
+        assert snapshot.vectors(Entity.ITEM, ids[:1], 0).found.all()
+        go_on.set()
+        for batch in batches:
+            assert_served(batch.result().vectors, home, ids, 0, live=2)
 
 
 def test_composed_weights_are_the_product(home: Home) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from backcast.versions import Entity
 from service import wire
 from service.engine import Embeddings
-from service.wire import Format, Source, encode_batch, encode_one, negotiate
+from service.wire import Body, Format, Source, encode_batch, encode_one, negotiate
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SOURCE = Source(Entity.USER, 1, 3, "v3-a.2", 4)
@@ -61,6 +61,11 @@ def test_negotiation_takes_any_header(accept: str) -> None:
     assert negotiate(accept) in {*Format, None}
 
 
+def whole(body: Body) -> bytes:
+    content = body.content
+    return b"".join(content) if isinstance(content, Iterator) else bytes(content)
+
+
 def rows(vectors: NDArray[np.float32], found: list[bool]) -> Embeddings:
     answered = vectors.copy()
     answered[~np.array(found, np.bool_)] = np.nan
@@ -80,7 +85,7 @@ def batches(draw: Callable[..., Any]) -> tuple[list[str], Embeddings]:
 @given(batches())
 def test_json_batch_is_exact(batch: tuple[list[str], Embeddings]) -> None:
     ids, answered = batch
-    document = json.loads(encode_batch(Format.JSON, SOURCE, ids, answered).content)
+    document = json.loads(whole(encode_batch(Format.JSON, SOURCE, ids, answered)))
     embeddings = document.pop("embeddings")
     missing: list[str] = []
     for id, known in zip(ids, answered.found, strict=True):
@@ -107,15 +112,20 @@ def test_json_batch_is_exact(batch: tuple[list[str], Embeddings]) -> None:
 def test_json_batch_is_one_document_of_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"{n}" for n in range(7)]
     answered = rows(np.arange(28, dtype=np.float32).reshape(7, 4), [True] * 6 + [False])
-    whole = encode_batch(Format.JSON, SOURCE, ids, answered).content
-    monkeypatch.setattr(wire, "_ROWS", 3)
-    assert encode_batch(Format.JSON, SOURCE, ids, answered).content == whole
+    at_once = encode_batch(Format.JSON, SOURCE, ids, answered).content
+    assert isinstance(at_once, bytes)
+    monkeypatch.setattr(wire, "_NUMBERS", 12)
+    pieces = encode_batch(Format.JSON, SOURCE, ids, answered).content
+    assert isinstance(pieces, Iterator)
+    begin, *middle, end = pieces
+    assert [piece.count(b'"status"') for piece in middle] == [3, 3, 1]
+    assert b"".join((begin, *middle, end)) == at_once
 
 
 @given(batches())
 def test_arrow_batch_is_exact(batch: tuple[list[str], Embeddings]) -> None:
     ids, answered = batch
-    with pa.ipc.open_stream(encode_batch(Format.ARROW, SOURCE, ids, answered).content) as stream:
+    with pa.ipc.open_stream(whole(encode_batch(Format.ARROW, SOURCE, ids, answered))) as stream:
         table = stream.read_all()
     dim = answered.vectors.shape[1]
     assert table.schema.names == ["id", "status", "vector"]
@@ -133,7 +143,7 @@ def test_raw_batch_is_exact(batch: tuple[list[str], Embeddings]) -> None:
     ids, answered = batch
     body = encode_batch(Format.RAW, SOURCE, ids, answered)
     assert body.shape == answered.vectors.shape
-    numbers = struct.unpack(f"<{answered.vectors.size}f", body.content)
+    numbers = struct.unpack(f"<{answered.vectors.size}f", whole(body))
     again = np.array(numbers, np.float32).reshape(answered.vectors.shape)
     np.testing.assert_array_equal(again, answered.vectors)
     assert np.isnan(again).all(axis=1).tolist() == (~answered.found).tolist()
@@ -142,7 +152,7 @@ def test_raw_batch_is_exact(batch: tuple[list[str], Embeddings]) -> None:
 @given(st.text(min_size=1), st.lists(FLOATS, min_size=1, max_size=6))
 def test_one_vector_is_exact_in_every_format(id: str, numbers: list[float]) -> None:
     vector = np.array(numbers, np.float32)
-    document = json.loads(encode_one(Format.JSON, SOURCE, id, vector).content)
+    document = json.loads(whole(encode_one(Format.JSON, SOURCE, id, vector)))
     assert np.array(document.pop("embedding"), np.float32).tobytes() == vector.tobytes()
     assert document == {
         "id": id,
@@ -153,8 +163,8 @@ def test_one_vector_is_exact_in_every_format(id: str, numbers: list[float]) -> N
         "dim": 4,
     }
     raw = encode_one(Format.RAW, SOURCE, id, vector)
-    assert (raw.shape, raw.content) == (vector.shape, vector.astype("<f4").tobytes())
-    with pa.ipc.open_stream(encode_one(Format.ARROW, SOURCE, id, vector).content) as stream:
+    assert (raw.shape, whole(raw)) == (vector.shape, vector.astype("<f4").tobytes())
+    with pa.ipc.open_stream(whole(encode_one(Format.ARROW, SOURCE, id, vector))) as stream:
         table = stream.read_all()
     assert table.to_pylist() == [{"id": id, "status": "ok", "vector": vector.tolist()}]
 
@@ -163,5 +173,5 @@ def test_most_and_least_floats_survive_json() -> None:
     info = np.finfo(np.float32)
     numbers = [info.max, info.min, info.tiny, info.smallest_subnormal, -0.0, 1 / 3, 16777217.0]
     vector = np.array(numbers, np.float32)
-    document = json.loads(encode_one(Format.JSON, SOURCE, "id", vector).content)
+    document = json.loads(whole(encode_one(Format.JSON, SOURCE, "id", vector)))
     assert np.array(document["embedding"], np.float32).tobytes() == vector.tobytes()
