@@ -23,7 +23,6 @@ KEY = HTTPBearer(
 """Declares the scheme only: ``service.requests`` reads the header, so that errors are problems."""
 
 _REFERENCE = "#/components/schemas/{model}"
-_JSON = "application/json"
 _HEADERS = {
     "Backcast-Version": "The version that the vectors are compatible with.",
     "Backcast-Live-Version": "The version whose stored vectors they were made from.",
@@ -42,6 +41,7 @@ _MEANINGS = {
     410: "The version is retired.",
     412: "The expected snapshot is not served (any more).",
     413: "More than one request may carry.",
+    415: "A body is of another media type than those that are read.",
     422: "The request breaks a stated rule.",
     503: "Nothing is live yet, or a part that is needed does not answer.",
 }
@@ -86,11 +86,10 @@ def one_request() -> dict[str, Any]:
         "example": "B00005N7P0",
     }
     unchanged = _header("If-None-Match", "ETags of copies that the client holds.", 'W/"5f0c7b8e"')
-    query = EmbeddingQuery.model_json_schema(ref_template=_REFERENCE)["properties"]
     return {
         "parameters": [
             id,
-            *({"name": name, "in": "query", "schema": schema} for name, schema in query.items()),
+            *_query(),
             _expect_snapshot(),
             unchanged,
         ],
@@ -100,9 +99,17 @@ def one_request() -> dict[str, Any]:
 
 def batch_request() -> dict[str, Any]:
     """Declare what the batch endpoint reads."""
-    content = {_JSON: {"schema": _reference(BatchRequest)}}
+    arrow = "One column of text, `id`, without nulls; buffers not compressed."
+    content = {
+        Format.JSON.value: {"schema": _reference(BatchRequest)},
+        Format.ARROW.value: {"schema": _binary(arrow)},
+    }
+    beside_arrow = "Beside a body in Arrow only; one in JSON says it itself."
     return {
-        "parameters": [_expect_snapshot()],
+        "parameters": [
+            *({**parameter, "description": beside_arrow} for parameter in _query()),
+            _expect_snapshot(),
+        ],
         "requestBody": {"required": True, "content": content},
         **_keyed(),
     }
@@ -144,6 +151,11 @@ def _expect_snapshot() -> dict[str, Any]:
         "grace period.",
         "v3-20261120T091500-1f0a6c2e.0",
     )
+
+
+def _query() -> list[dict[str, Any]]:
+    properties = EmbeddingQuery.model_json_schema(ref_template=_REFERENCE)["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
 
 
 def _header(name: str, description: str, example: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ HTTP_CODES: Mapping[int, str] = {
     405: "method-not-allowed",
     406: "not-acceptable",
     413: "content-too-large",
+    415: "unsupported-media-type",
     500: "internal-server-error",
 }
 """The code of what the framework itself refuses."""

@@ -4,6 +4,8 @@ Plain functions of the request: as FastAPI dependencies they would take longer t
 vector and mapping it together. ``service.declarations`` tells OpenAPI of what they read.
 """
 
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import unquote_to_bytes
@@ -14,10 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from backcast.errors import InvalidInput
+from backcast.errors import BatchTooLarge, InvalidInput
 from backcast.vectors import check_id
 from backcast.versions import Key, Scope
+from service.arrow import UnreadableIds, read_ids
 from service.auth import bearer_secret, demand
+from service.documents import BatchRequest, EmbeddingQuery, RequestDocument
 from service.engine import Snapshot
 from service.state import state_of
 from service.wire import Format, negotiate
@@ -95,6 +99,40 @@ def read_body(content: bytes, model: type[Model]) -> Model:
         return model.model_validate_json(content)
     except ValidationError as error:
         raise _invalid(error, "body") from error
+
+
+def batch_reader(request: Request, limit: int) -> Callable[[bytes], BatchRequest]:
+    """Return what reads a batch from a body of the request's media type; raise 415.
+
+    Beside an Arrow stream of ids the query says the rest. Beside JSON it says nothing: a version
+    in it would be passed over.
+    """
+    media = request.headers.get("content-type", Format.JSON).partition(";")[0].strip().lower()
+    if media == Format.JSON:
+        read_query(request, RequestDocument)
+        return partial(_read_json_batch, limit)
+    if media == Format.ARROW:
+        return partial(_read_arrow_batch, limit, read_query(request, EmbeddingQuery))
+    raise HTTPException(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        f"A batch comes as {Format.JSON} or {Format.ARROW}, not as {media or 'nothing named'}.",
+    )
+
+
+def _read_json_batch(limit: int, content: bytes) -> BatchRequest:
+    batch = read_body(content, BatchRequest)
+    if len(batch.ids) > limit:
+        raise BatchTooLarge(len(batch.ids), limit)
+    return batch
+
+
+def _read_arrow_batch(limit: int, query: EmbeddingQuery, content: bytes) -> BatchRequest:
+    try:
+        ids = read_ids(content, limit)
+    except UnreadableIds as error:
+        found = {"loc": ("body",), "msg": str(error), "type": "arrow_invalid"}
+        raise RequestValidationError([found]) from error
+    return BatchRequest.model_construct(ids=ids, version=query.version, entity=query.entity)
 
 
 def _invalid(error: ValidationError, where: str) -> RequestValidationError:

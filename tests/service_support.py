@@ -97,6 +97,17 @@ def running(app: ASGIApp) -> Iterator[str]:
             thread.join()
 
 
+def arrow_ids(*columns: pa.Array, schema: pa.Schema | None = None, **options: Any) -> bytes:
+    """Return an Arrow stream with one batch for each column of ids."""
+    chosen = pa.schema([("id", columns[0].type)]) if schema is None else schema
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, chosen, **options) as stream:
+        for column in columns:
+            stream.write_batch(pa.record_batch([column], schema=chosen))
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
 def publish_ids(home: Home, version: int, ids: Sequence[str], *, seed: int = 0) -> None:
     """Publish a snapshot of random vectors with these ids, items and users alike."""
     rng = np.random.default_rng([seed, version])

@@ -1,6 +1,6 @@
 """Vectors: one by its id, or a batch."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import format_datetime
 from functools import partial
 
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from backcast.errors import BatchTooLarge, UnknownId, VersionRequired
+from backcast.errors import UnknownId, VersionRequired
 from backcast.versions import Entity, Key, Version
 from service.declarations import (
     batch_request,
@@ -25,14 +25,13 @@ from service.documents import (
     BatchRequest,
     EmbeddingDocument,
     EmbeddingQuery,
-    RequestDocument,
 )
 from service.engine import Snapshot
 from service.requests import (
+    batch_reader,
     choose_format,
     choose_snapshot,
     find_reader,
-    read_body,
     read_id,
     read_query,
 )
@@ -75,7 +74,7 @@ _BATCH = {
     response_class=Response,
     responses={
         **many_vectors(BatchDocument, _BATCH),
-        **problem_responses(401, 403, 404, 406, 409, 410, 412, 413, 422, 503),
+        **problem_responses(401, 403, 404, 406, 409, 410, 412, 413, 415, 422, 503),
     },
     openapi_extra=batch_request(),
 )
@@ -83,16 +82,16 @@ async def post_batch(request: Request) -> Response:
     """Return the vectors of many ids, in their order, duplicates included.
 
     An id without a vector is no error: it is named in `missing` (JSON), null (Arrow) or a row
-    of NaN (raw float32).
+    of NaN (raw float32). Beside an Arrow stream of ids, version and entity stand in the query.
     """
     caller = await find_reader(request)
-    read_query(request, RequestDocument)  # a version in the query would be passed over
+    state = state_of(request)
+    read = batch_reader(request, state.settings.max_batch)
     format = choose_format(request)
     snapshot = await choose_snapshot(request)
-    state = state_of(request)
-    content, limit = await request.body(), state.settings.max_batch
     # Even the reading of ten thousand ids would keep the event loop from everybody else.
-    answer = partial(_answer_batch, content, limit, caller, snapshot, format)
+    asked = partial(read, await request.body())
+    answer = partial(_answer_batch, asked, caller, snapshot, format)
     return await to_thread.run_sync(answer, limiter=state.batches)
 
 
@@ -133,11 +132,9 @@ def _answer_one(
 
 
 def _answer_batch(
-    content: bytes, limit: int, caller: Key | None, snapshot: Snapshot, format: Format
+    read: Callable[[], BatchRequest], caller: Key | None, snapshot: Snapshot, format: Format
 ) -> Response:
-    batch = read_body(content, BatchRequest)
-    if len(batch.ids) > limit:
-        raise BatchTooLarge(len(batch.ids), limit)
+    batch = read()
     version = snapshot.resolve(_wanted(batch.version, caller, snapshot))
     rows = snapshot.vectors(batch.entity, batch.ids, version.number)
     source = _source(batch.entity, version, snapshot)

@@ -1,0 +1,131 @@
+"""Ids out of Arrow: every spelling of text is read, and nothing is unpacked that is too much."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backcast.errors import BatchTooLarge
+from service.arrow import UnreadableIds, read_ids
+from tests.service_support import ODD_IDS, arrow_ids
+
+TEXT = [pa.string(), pa.large_string(), pa.string_view()]
+IDS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), max_size=20)
+
+
+def strings(offsets: list[int], text: bytes) -> pa.Array:
+    """Return an array of strings that nobody has looked at."""
+    buffers = [None, pa.py_buffer(np.array(offsets, "<i4")), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
+
+
+@pytest.mark.parametrize(
+    "kind", [*TEXT, *(pa.dictionary(pa.int16(), text) for text in TEXT)], ids=str
+)
+@given(ids=IDS | st.just([*ODD_IDS]))
+def test_ids_stay_what_they_are(kind: pa.DataType, ids: list[str]) -> None:
+    assert read_ids(arrow_ids(pa.array(ids).cast(kind)), 100) == ids
+
+
+@pytest.mark.parametrize("kind", [*TEXT, pa.dictionary(pa.int8(), pa.string())], ids=str)
+def test_many_batches_and_slices_are_one_column(kind: pa.DataType) -> None:
+    column = pa.array(["a", "b", "c", "d"]).cast(kind)
+    assert read_ids(arrow_ids(column[1:3], column[:0], column[3:]), 3) == ["b", "c", "d"]
+
+
+def test_no_batches_are_no_ids() -> None:
+    assert read_ids(arrow_ids(schema=pa.schema([("id", pa.string())])), 1) == []
+
+
+@pytest.mark.parametrize("kind", [*TEXT, pa.dictionary(pa.int8(), pa.string())], ids=str)
+def test_more_ids_than_a_batch_may_have(kind: pa.DataType) -> None:
+    with pytest.raises(BatchTooLarge) as raised:
+        read_ids(arrow_ids(pa.array(["a", "b"]).cast(kind), pa.array(["c"]).cast(kind)), 2)
+    assert raised.value.data == {"count": 3, "limit": 2}
+
+
+@pytest.mark.parametrize("kind", TEXT[1:], ids=str)
+@pytest.mark.parametrize("in_dictionary", [False, True])
+def test_one_long_id_many_times_is_not_unpacked(kind: pa.DataType, in_dictionary: bool) -> None:
+    once = pa.array(["x" * 10_000_000]).cast(kind)
+    if in_dictionary:
+        column = pa.DictionaryArray.from_arrays(np.zeros(5_000, np.int16), once)
+    elif kind == pa.string_view():
+        _, views, text = once.buffers()
+        many = pa.py_buffer(views.to_pybytes() * 5_000)
+        column = pa.Array.from_buffers(kind, 5_000, [None, many, text])
+    else:
+        column = once
+    with pytest.raises(UnreadableIds, match="longer than 1024 bytes on average"):
+        read_ids(arrow_ids(column), 5_000)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_compressed_ids_are_not_unpacked(codec: str, dictionary: bool) -> None:
+    column = pa.array(["a" * 1_000] * 50)
+    packed = column.dictionary_encode() if dictionary else column
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pytest.raises(UnreadableIds, match="compressed"):
+        read_ids(arrow_ids(packed, options=options), 100)
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        (pa.array(["a", None]), "null"),
+        (pa.array(["a", None]).dictionary_encode(), "null"),
+        (pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", None])), "null"),
+        (pa.array([None]), "type null"),
+        (pa.array([7]), "type int64"),
+        (pa.array([b"a"]), "type binary"),
+        (pa.array([["a"]]), "type list"),
+        (pa.array([7]).dictionary_encode(), "type dictionary"),
+        (strings([0, 1], b"\xff"), "UTF8"),
+        (strings([0, 8, 4], b"abcd"), "out of bounds"),
+    ],
+)
+def test_columns_that_are_no_ids(column: pa.Array, why: str) -> None:
+    with pytest.raises(UnreadableIds, match=why):
+        read_ids(arrow_ids(column), 10)
+
+
+@pytest.mark.parametrize("names", [[], ["ids"], ["id", "id"], ["id", "version"]], ids=str)
+def test_other_columns(names: list[str]) -> None:
+    schema = pa.schema([(name, pa.string()) for name in names])
+    with pytest.raises(UnreadableIds, match="columns"):
+        read_ids(arrow_ids(schema=schema), 10)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"ids": []}', b"\xff" * 64, b"ARROW1\0\0"])
+def test_what_is_no_stream(content: bytes) -> None:
+    with pytest.raises(UnreadableIds):
+        read_ids(content, 10)
+
+
+@given(data=st.data())
+def test_stream_that_is_cut_off(data: st.DataObject) -> None:
+    content = arrow_ids(pa.array(["item 0", "item 1"]))
+    end = len(content) - 8  # of the last batch; the mark behind it may be missing
+    cut = data.draw(st.integers(0, end - 1))
+    schema_only = len(arrow_ids(schema=pa.schema([("id", pa.string())]))) - 8
+    if cut == schema_only:
+        return  # a whole stream, without batches
+    with pytest.raises(UnreadableIds):
+        read_ids(content[:cut], 10)
+
+
+@given(data=st.data(), dictionary=st.booleans())
+def test_damaged_stream_is_refused_or_read(data: Any, dictionary: bool) -> None:
+    column = pa.array(["item 0", "item 1", "item 0"])
+    content = bytearray(arrow_ids(column.dictionary_encode() if dictionary else column))
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[at] = data.draw(st.integers(0, 255))
+    try:
+        ids = read_ids(bytes(content), 10)
+    except (UnreadableIds, BatchTooLarge):
+        return
+    assert all(isinstance(id, str) for id in ids)
