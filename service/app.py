@@ -47,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(_BodyLimit, most=_largest_body(settings))
     problems.install(app)
+    app.router.routes.insert(0, embeddings.direct)
     for module in (embeddings, versions, admin, health):
         app.include_router(module.router)
     return app

@@ -5,7 +5,6 @@ version can never meet weights of another.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -77,9 +76,14 @@ class ServedMap:
 
     def __call__(self, stored: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Write what ``stored`` of shape (n, D_k) maps to into ``out`` of shape (n, D_j)."""
+        if len(stored) == 1 and self._at_hand is not None:
+            weight, bias = self._at_hand
+            np.dot(weight, stored[0], out=out[0])
+            if bias is not None:
+                out += bias
+            return
         z, answer = torch.from_numpy(stored), torch.from_numpy(out)
-        # One vector takes microseconds of one core, and waits for nobody.
-        with nullcontext() if len(z) == 1 else _MULTIPLYING:
+        with _MULTIPLYING:
             if self.weight.device.type == "cpu":
                 self._multiply(z, answer)
             else:
@@ -92,7 +96,14 @@ class ServedMap:
 
     @cached_property
     def _columns(self) -> Tensor:
-        return self.weight.T  # a view, but not for nothing
+        return self.weight.T
+
+    @cached_property
+    def _at_hand(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
+        # For one vector torch's own work takes longer than the product.
+        if self.weight.device.type != "cpu":
+            return None
+        return self.weight.numpy(), None if self.bias is None else self.bias.numpy()
 
     @cached_property
     def singular_values(self) -> NDArray[np.float64]:
@@ -171,7 +182,7 @@ class Snapshot:
                 gathered = self.store.gather(entity, ids[piece])
                 self.maps[version](gathered.vectors, out=rows[piece])
                 found[piece] = gathered.found
-        if not found.all():
+        if np.count_nonzero(found) < len(found):
             rows[~found] = np.nan
         return Embeddings(rows, found)
 

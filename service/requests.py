@@ -5,15 +5,16 @@ vector and mapping it together. ``service.declarations`` tells OpenAPI of what t
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 
 from backcast.errors import BatchTooLarge, InvalidInput
@@ -73,8 +74,9 @@ def choose_format(request: Request) -> Format:
 
 def read_id(request: Request) -> str:
     """Return the id in the path, exactly as it was meant."""
+    raw: bytes = request.scope["raw_path"]
     try:
-        unquote_to_bytes(request.scope["raw_path"]).decode()
+        (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
     except UnicodeDecodeError as error:  # the server has put U+FFFD in its place
         raise InvalidInput("The id in the path is not percent-encoded UTF-8.") from error
     id: str = request.path_params["id"]
@@ -83,9 +85,18 @@ def read_id(request: Request) -> str:
 
 
 def read_query(request: Request, model: type[Model]) -> Model:
-    """Return the query as ``model``, nothing in it twice; raise RequestValidationError."""
-    query = dict(request.query_params)
-    if len(query) != len(request.query_params.multi_items()):
+    """Return the query as ``model``, nothing in it twice; raise RequestValidationError.
+
+    A query read before is not read again: nobody may change what is returned.
+    """
+    return cast("Model", _read_query(request.scope["query_string"], model))
+
+
+@lru_cache(maxsize=256)
+def _read_query(content: bytes, model: type[BaseModel]) -> BaseModel:
+    parameters = QueryParams(content)
+    query = dict(parameters)
+    if len(query) != len(parameters.multi_items()):
         raise InvalidInput("A query parameter is given twice.")
     try:
         return model.model_validate(query)

@@ -81,4 +81,4 @@ def _log_start(settings: Settings, engine: Engine) -> None:
 
 def state_of(request: Request) -> State:
     """Return the state of the service that this request came to."""
-    return cast("State", request.state.service)
+    return cast("State", request.scope["state"]["service"])

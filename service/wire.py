@@ -6,6 +6,7 @@ No number is ever touched by Python: arrays go to orjson, Arrow or the socket as
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 import orjson
@@ -49,6 +50,7 @@ class Body:
     shape: tuple[int, ...] | None = None
 
 
+@lru_cache(maxsize=64)
 def negotiate(accept: str) -> Format | None:
     """Return the format that an Accept header likes best, None where it takes none of them.
 
