@@ -5,6 +5,7 @@ version can never meet weights of another.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -36,6 +37,7 @@ from backcast.transforms import AffineMap
 from backcast.versions import Entity, Lineage, Live, Transform, Version, VersionState
 
 _ROWS = 2_048  # of a batch that are mapped at once: they stay in the processor's cache
+_SMALL = 2**18  # numbers of a map; beyond, NumPy wakes other threads and waits for them
 _MULTIPLYING = Lock()  # a product takes all of a worker's cores; two at once would fight for them
 
 
@@ -76,14 +78,14 @@ class ServedMap:
 
     def __call__(self, stored: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Write what ``stored`` of shape (n, D_k) maps to into ``out`` of shape (n, D_j)."""
-        if len(stored) == 1 and self._at_hand is not None:
-            weight, bias = self._at_hand
+        if len(stored) == 1 and self._small is not None:
+            weight, bias = self._small
             np.dot(weight, stored[0], out=out[0])
             if bias is not None:
                 out += bias
             return
         z, answer = torch.from_numpy(stored), torch.from_numpy(out)
-        with _MULTIPLYING:
+        with nullcontext() if len(z) == 1 else _MULTIPLYING:
             if self.weight.device.type == "cpu":
                 self._multiply(z, answer)
             else:
@@ -99,9 +101,9 @@ class ServedMap:
         return self.weight.T
 
     @cached_property
-    def _at_hand(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
-        # For one vector torch's own work takes longer than the product.
-        if self.weight.device.type != "cpu":
+    def _small(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
+        # For one vector and a small map torch's own work takes longer than the product.
+        if self.weight.device.type != "cpu" or self.weight.numel() > _SMALL:
             return None
         return self.weight.numpy(), None if self.bias is None else self.bias.numpy()
 

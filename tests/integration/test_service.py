@@ -11,13 +11,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
+from starlette.types import Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from backcast.client import Client
 from backcast.versions import Entity, Scope
+from service import wire
+from service.app import create_app
 from service.wire import Format
 from tests.servers import free_port
 from tests.service_support import (
@@ -27,6 +32,7 @@ from tests.service_support import (
     client_of,
     publish_ids,
     read_rows,
+    running,
     secret_of,
 )
 from tests.support import Home, build_home
@@ -137,6 +143,54 @@ def test_no_read_is_torn_while_versions_change(home: Home, url: str) -> None:
             time.sleep(0.3)
         done.set()
     assert set.union(*(reader.result() for reader in readers)) == {0, 1, 2}
+
+
+@pytest.mark.long
+def test_no_answer_is_torn_by_a_swap_every_50_ms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_NUMBERS", 64)  # JSON goes out in a hundred pieces
+    states: dict[str, Any] = {}
+    done = threading.Event()
+    with build_home(tmp_path, dims=(8, 12, 16), bias=True, items=800, live=1) as home:
+        service = create_app(home.settings.model_copy(update={"poll_seconds": 3600.0}))
+
+        async def app(scope: ASGIScope, receive: Receive, send: Send) -> None:
+            states.update(scope.get("state", {}))
+            await service(scope, receive, send)
+
+        ids, secret = home.ids(version=1), secret_of(home)
+        expected = {str(live): home.reference(0, ids, live=live) for live in (1, 2)}
+
+        def read(url: str, format: Format) -> set[str]:
+            seen = set()
+            headers = {**bearer(secret), "Accept": format}
+            with httpx2.Client(base_url=url, headers=headers) as http:
+                while not done.is_set():
+                    many = http.post("/embeddings/batch", json={"ids": ids, "version": 0})
+                    one = http.get("/embeddings/item 7?version=0")
+                    for answer, rows in ((many, slice(None)), (one, slice(7, 8))):
+                        live = answer.headers["Backcast-Live-Version"]
+                        assert answer.headers["Backcast-Snapshot"].startswith(f"v{live}-")
+                        np.testing.assert_allclose(
+                            read_rows(answer), expected[live][rows], atol=1e-4
+                        )
+                        seen.add(live)
+            return seen
+
+        with running(app) as url, ThreadPoolExecutor(4) as pool:
+            assert answers(f"{url}/readyz")
+            engine = states["service"].engine
+            views = [engine.view]
+            home.promote(2)
+            engine.refresh()
+            views.append(engine.view)
+            readers = [pool.submit(read, url, format) for format in (*Format, Format.JSON)]
+            for swap in range(400):
+                engine._view = views[swap % 2]
+                time.sleep(0.05)
+            done.set()
+            assert [reader.result() for reader in readers] == [{"1", "2"}] * 4
 
 
 def test_every_worker_follows_a_promotion(home: Home, url: str) -> None:

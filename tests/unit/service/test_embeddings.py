@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,17 +12,23 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from backcast.lifecycle import Backcast, open_backcast, sweep
 from backcast.settings import Settings
 from backcast.versions import Entity, Scope, VersionState
+from service import wire
 from service.documents import BatchDocument, EmbeddingDocument
 from service.problems import MEDIA_TYPE, TYPE_PREFIX
 from service.wire import Format
 from tests.service_support import (
+    WatchedSnapshot,
     WatchedStore,
+    arrow_ids,
     assert_served,
     bearer,
     client_of,
@@ -55,6 +61,17 @@ def get(client: TestClient, id: str, format: Format = Format.JSON, **query: Any)
 
 def batch(client: TestClient, format: Format = Format.JSON, **body: Any) -> httpx2.Response:
     return client.post("/embeddings/batch", json=body, headers={"Accept": format})
+
+
+def arrow_batch(
+    client: TestClient, ids: pa.Array, format: Format = Format.JSON, **query: Any
+) -> httpx2.Response:
+    return client.post(
+        "/embeddings/batch",
+        content=arrow_ids(ids),
+        params=query,
+        headers={"Accept": format, "Content-Type": Format.ARROW},
+    )
 
 
 def assert_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
@@ -218,6 +235,91 @@ def test_batches_that_are_not_valid(client: TestClient, body: Any) -> None:
     assert document["errors"][0]["loc"][0] == "body"
 
 
+class TestArrowRequests:
+    @ALL_FORMATS
+    @pytest.mark.parametrize("entity", Entity)
+    @pytest.mark.parametrize("version", [0, 1, "live"])
+    def test_is_the_arithmetic(
+        self, home: Home, client: TestClient, version: int | str, entity: Entity, format: Format
+    ) -> None:
+        target = 1 if version == "live" else int(version)
+        ids = home.ids(entity, version=1)
+        response = arrow_batch(client, pa.array(ids), format, version=version, entity=entity)
+        assert_served(read_rows(response), home, ids, target, entity, live=1)
+
+    @given(ids=st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
+        ["item 0", "item 1", SHARED_ID, "007", "7", "a/b/../c", "é" * 512, "x" * 2000, "nobody"]
+    )))  # fmt: skip
+    def test_says_what_json_would_be_told(self, client: TestClient, ids: list[str]) -> None:
+        told = batch(client, ids=ids, version=0)
+        answer = arrow_batch(client, pa.array(ids, pa.string()), version=0)
+        assert answer.content == told.content
+        assert answer.headers["Backcast-Missing"] == told.headers["Backcast-Missing"]
+
+    def test_media_type_may_have_parameters(self, client: TestClient) -> None:
+        for content, type in (
+            (arrow_ids(pa.array(["item 0"])), f"{Format.ARROW.upper()}; v=1"),
+            (b'{"ids": ["item 0"], "version": 0}', "application/json; charset=utf-8"),
+        ):
+            query = "?version=0" if content[:1] != b"{" else ""
+            response = client.post(
+                f"/embeddings/batch{query}", content=content, headers={"Content-Type": type}
+            )
+            assert response.status_code == 200
+
+    @pytest.mark.parametrize(
+        "type", ["text/plain", "application/x-www-form-urlencoded", "application/octet-stream", "x"]
+    )
+    def test_other_media_types(self, client: TestClient, type: str) -> None:
+        response = client.post(
+            "/embeddings/batch", content=b'{"ids": []}', headers={"Content-Type": type}
+        )
+        document = assert_problem(response, 415, "unsupported-media-type")
+        assert type in document["detail"]
+
+    @pytest.mark.parametrize(
+        "ids", [pa.array([1]), pa.array(["a", None]), pa.array([b"a"])], ids=["int", "null", "bin"]
+    )
+    def test_what_is_no_column_of_ids(self, client: TestClient, ids: pa.Array) -> None:
+        document = assert_problem(arrow_batch(client, ids, version=0), 422, "invalid-input")
+        assert document["errors"][0]["loc"] == ["body"]
+
+    def test_stream_that_is_cut_off(self, client: TestClient) -> None:
+        response = client.post(
+            "/embeddings/batch?version=0",
+            content=arrow_ids(pa.array(["item 0"] * 9))[:-20],
+            headers={"Content-Type": Format.ARROW},
+        )
+        assert_problem(response, 422, "invalid-input")
+
+    @pytest.mark.parametrize("query", [{"version": "new"}, {"verison": 0}, {"entity": "shop"}])
+    def test_queries_that_are_not_valid(self, client: TestClient, query: dict[str, Any]) -> None:
+        document = assert_problem(
+            arrow_batch(client, pa.array(["item 0"]), **query), 422, "invalid-input"
+        )
+        assert document["errors"][0]["loc"][0] == "query"
+
+    def test_without_a_version_there_is_no_answer(self, client: TestClient) -> None:
+        assert_problem(arrow_batch(client, pa.array(["item 0"])), 422, "version-required")
+
+    def test_is_capped(self, home: Home) -> None:
+        with client_of(home, max_batch=3) as client:
+            assert arrow_batch(client, pa.array(["a"] * 3), version=0).status_code == 200
+            response = arrow_batch(client, pa.array(["a"] * 4), version=0)
+            document = assert_problem(response, 413, "batch-too-large")
+            assert (document["count"], document["limit"]) == (4, 3)
+
+
+def test_json_in_many_pieces_is_the_arithmetic(
+    home: Home, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_NUMBERS", 12)
+    ids = home.ids(version=1)
+    response = batch(client, ids=ids, version=0)
+    assert "content-length" not in response.headers
+    assert_served(read_rows(response), home, ids, 0, live=1)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"ids": ["\\ud800"], "version": 0}', b"\xff"])
 def test_batches_that_are_not_json(client: TestClient, content: bytes) -> None:
     response = client.post("/embeddings/batch", content=content)
@@ -298,6 +400,22 @@ class TestConditionalRequests:
             "/embeddings/item 0", params={"version": 0}, headers={"If-None-Match": 'W/"other"'}
         )
         assert response.status_code == 200
+
+    @ALL_FORMATS
+    def test_current_copy_needs_no_lookup(self, tmp_path: Path, format: Format) -> None:
+        with build_home(tmp_path, live=1) as home, client_of(home) as client:
+            etag = get(client, "item 0", format, version=0).headers["ETag"]
+            state = client.app_state["service"]
+            snapshot = state.engine.current()
+
+            def fail(_: Sequence[str]) -> None:
+                raise AssertionError("looked up")
+
+            watched = replace(snapshot, store=WatchedSnapshot(snapshot.store, fail))
+            state.engine._view = replace(state.engine.view, snapshot=watched)
+            headers = {"Accept": format, "If-None-Match": etag}
+            again = client.get("/embeddings/item 0?version=0", headers=headers)
+            assert again.status_code == 304
 
     def test_unknown_id_is_unknown_all_the_same(self, client: TestClient) -> None:
         response = client.get(

@@ -67,6 +67,21 @@ def test_wide_vectors_and_long_chains_keep_the_bound(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("small", [0, 2**18], ids=["torch", "numpy"])
+@pytest.mark.parametrize("target", [0, 1, 2])
+def test_one_vector_is_the_arithmetic(
+    either: Home, target: int, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_SMALL", small)
+    snapshot = engine_of(either).current()
+    for id in either.ids(version=2):
+        served = snapshot.vectors(Entity.ITEM, [id], target)
+        assert_served(served.vectors, either, [id], target, live=2)
+    unknown = snapshot.vectors(Entity.ITEM, ["nobody"], target)
+    assert np.isnan(unknown.vectors).all()
+    assert not unknown.found.any()
+
+
 def test_live_version_is_served_as_stored(home: Home) -> None:
     ids = home.ids(version=2)
     served = engine_of(home).current().vectors(Entity.ITEM, ids, 2)
@@ -135,6 +150,7 @@ def test_batches_are_multiplied_one_at_a_time_and_single_vectors_do_not_wait(
         return addmm(bias, z, *rest, **out)
 
     monkeypatch.setattr(torch, "addmm", watched)
+    monkeypatch.setattr(engine_module, "_SMALL", 0)
     snapshot, ids = engine_of(home).current(), home.ids(version=2)
     with ThreadPoolExecutor(4) as pool:
         batches = [pool.submit(snapshot.vectors, Entity.ITEM, ids, 0) for _ in range(4)]
