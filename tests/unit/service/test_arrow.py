@@ -50,17 +50,17 @@ def test_more_ids_than_a_batch_may_have(kind: pa.DataType) -> None:
 @pytest.mark.parametrize("kind", TEXT[1:], ids=str)
 @pytest.mark.parametrize("in_dictionary", [False, True])
 def test_one_long_id_many_times_is_not_unpacked(kind: pa.DataType, in_dictionary: bool) -> None:
-    once = pa.array(["x" * 10_000_000]).cast(kind)
+    once = pa.array(["x" * 200_000]).cast(kind)
     if in_dictionary:
-        column = pa.DictionaryArray.from_arrays(np.zeros(5_000, np.int16), once)
+        column = pa.DictionaryArray.from_arrays(np.zeros(100, np.int16), once)
     elif kind == pa.string_view():
         _, views, text = once.buffers()
-        many = pa.py_buffer(views.to_pybytes() * 5_000)
-        column = pa.Array.from_buffers(kind, 5_000, [None, many, text])
+        many = pa.py_buffer(views.to_pybytes() * 100)
+        column = pa.Array.from_buffers(kind, 100, [None, many, text])
     else:
         column = once
     with pytest.raises(UnreadableIds, match="longer than 1024 bytes on average"):
-        read_ids(arrow_ids(column), 5_000)
+        read_ids(arrow_ids(column), 100)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
@@ -68,9 +68,13 @@ def test_one_long_id_many_times_is_not_unpacked(kind: pa.DataType, in_dictionary
 def test_compressed_ids_are_not_unpacked(codec: str, dictionary: bool) -> None:
     column = pa.array(["a" * 1_000] * 50)
     packed = column.dictionary_encode() if dictionary else column
-    options = pa.ipc.IpcWriteOptions(compression=codec)
+    content = arrow_ids(packed, options=pa.ipc.IpcWriteOptions(compression=codec))
+    if dictionary:  # and nothing else
+        messages = pa.ipc.MessageReader.open_stream(content)
+        kept = [m.serialize() for m in messages if m.type != "record batch"]
+        content = b"".join(part.to_pybytes() for part in kept)
     with pytest.raises(UnreadableIds, match="compressed"):
-        read_ids(arrow_ids(packed, options=options), 100)
+        read_ids(content, 100)
 
 
 @pytest.mark.parametrize(
