@@ -62,6 +62,7 @@ def rates(cpu: Snapshot, other: Snapshot, ids: Sequence[str]) -> list[float]:
     """Return vectors per second for a batch of ``ids``: see the table's columns."""
     stored = cpu.store.gather(Entity.ITEM, ids).vectors
     applied = other.maps[0]
+    out = np.empty((len(ids), len(applied.weight)), np.float32)
     there = torch.from_numpy(stored).to(applied.weight.device)
 
     def on_device() -> None:
@@ -70,8 +71,8 @@ def rates(cpu: Snapshot, other: Snapshot, ids: Sequence[str]) -> list[float]:
             torch.cuda.synchronize()
 
     calls: list[Callable[[], object]] = [
-        lambda: cpu.maps[0](stored),
-        lambda: applied(stored),
+        lambda: cpu.maps[0](stored, out),
+        lambda: applied(stored, out),
         on_device,
         lambda: cpu.vectors(Entity.ITEM, ids, 0),
         lambda: other.vectors(Entity.ITEM, ids, 0),

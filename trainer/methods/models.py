@@ -25,7 +25,6 @@ from trainer.methods.base import Trained
 from trainer.model import GraphSAGE
 from trainer.step import Step
 
-
 _KEPT = 0.75
 """How much of the parent's weights a grown model begins with."""
 
