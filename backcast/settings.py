@@ -33,6 +33,11 @@ class Settings(BaseSettings):
         description="Vector store: `embedded:` (folder `store` under home; one host), "
         "`embedded:/path`, `redis://…` or `rediss://…`.",
     )
+    store_precision: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32",
+        description="How vectors are stored, from the next snapshot on: `float32`, `float16` or "
+        "`bfloat16`. Answers are float32 all the same.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where maps are applied; `auto` takes CUDA where there is one."
     )

@@ -14,6 +14,7 @@ from sqlalchemy import make_url
 
 from backcast.lifecycle import Backcast, open_backcast, sweep
 from backcast.settings import Settings
+from backcast.stores import shown_url
 from service.auth import KeyRing
 from service.engine import Engine
 from service.operations import Operator
@@ -73,7 +74,7 @@ def _log_start(settings: Settings, engine: Engine) -> None:
     logger.info(
         "registry %s, store %s, reads %s, %s",
         make_url(settings.registry_url).render_as_string(hide_password=True),
-        settings.store_url.partition("@")[2] or settings.vector_store_url,
+        shown_url(settings.vector_store_url),
         settings.reads,
         f"version {served.live.version} live from {served.name}" if served else "nothing is live",
     )

@@ -239,6 +239,7 @@ class WatchedSnapshot:
 
     def __init__(self, stored: StoredSnapshot, before: Callable[[Sequence[str]], object]) -> None:
         self.dim, self.counts, self.size = stored.dim, stored.counts, stored.size
+        self.rounding = stored.rounding
         self._stored, self._before = stored, before
 
     def gather(self, entity: Entity, ids: Sequence[str]) -> Gathered:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backcast.stores.precision import Rounding
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity
 
@@ -16,7 +17,7 @@ class Gathered:
     """Vectors in the order of the ids asked for.
 
     Attributes:
-        vectors: (n, D) float32; rows of unknown ids are zero.
+        vectors: (n, D) float32, exactly what is stored; rows of unknown ids are zero.
         found: (n,) bool.
     """
 
@@ -39,6 +40,10 @@ class StoredSnapshot(Protocol):
     def size(self) -> int:
         """Bytes that the snapshot takes in the store, ids and index included."""
 
+    @property
+    def rounding(self) -> Rounding:
+        """The precision that the vectors are stored at, and what it cost."""
+
     def gather(self, entity: Entity, ids: Sequence[str]) -> Gathered:
         """Return the vectors of ``ids``; order and duplicates kept."""
 
@@ -55,9 +60,11 @@ class VectorStore(Protocol):
     ) -> None:
         """Load a snapshot; it becomes visible at once when complete. Loading again is harmless.
 
+        What is held already stays as it is, whatever precision the store would use now.
+
         Raises:
             DimensionMismatch: a batch is not of dimension ``dim``, or the counts differ.
-            InvalidInput: an id comes twice.
+            InvalidInput: an id comes twice, or a number is too large for the store's precision.
             StoreError: the store cannot be written.
         """
 

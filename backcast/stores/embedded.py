@@ -2,10 +2,12 @@
 
 One folder a snapshot, written under another name, synced, then renamed, so that it is there whole
 or not at all. For each entity kind it holds the matrix in arrival order, the ids as one run of
-UTF-8 with offsets, and an index: the ids' 64-bit hashes in order, beside the row each belongs to.
-A lookup is a binary search for the hash and a comparison of the id's bytes, so a collision of
-hashes costs a step and never an error. Everything is memory-mapped: a worker that opens a
-snapshot reads only the pages it needs and shares them with every other worker.
+UTF-8 with offsets, and an index: the ids' 64-bit hashes in order, beside the row each belongs to,
+and where the hashes with each run of leading bits start. A lookup begins there, goes on to the
+hash, and compares the id's bytes, so a collision of hashes costs a step and never an error. Many
+ids are looked up together, by NumPy and Arrow; for a few, plain Python is faster. Everything is
+memory-mapped: a worker that opens a snapshot reads only the pages it needs and shares them with
+every other worker.
 """
 
 import fcntl
@@ -14,31 +16,35 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from backcast.errors import DimensionMismatch, InvalidInput, SnapshotNotLoaded, StoreError
 from backcast.stores.base import Gathered
+from backcast.stores.precision import Precision, Rounder, Rounding
 from backcast.vectors import VectorBatch, check_id
 from backcast.versions import Entity
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished-"
+_FEW = 16  # ids that are found sooner one by one
 
 
 class EmbeddedStore:
     """A vector store in a local folder. For one host: other hosts do not see its files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, precision: Precision = Precision.FLOAT32) -> None:
+        self._folder, self._precision = folder, precision
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -59,7 +65,7 @@ class EmbeddedStore:
             unfinished = self._folder / f"{_UNFINISHED}{snapshot}"
             unfinished.mkdir()
             try:
-                _write(unfinished, dim, counts, batches)
+                _write(unfinished, dim, counts, batches, Rounder(self._precision))
                 os.rename(unfinished, target)
                 _sync(self._folder)
             finally:
@@ -109,13 +115,14 @@ class EmbeddedSnapshot:
     def __init__(self, folder: Path) -> None:
         manifest = orjson.loads((folder / _MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
-            raise ValueError(f"{folder} has format {manifest['format']}, not {FORMAT}")
+            raise ValueError(
+                f"it has format {manifest['format']}, not {FORMAT}; publish and promote it again"
+            )
         self.dim: int = manifest["dim"]
         self.counts = {Entity(name): count for name, count in manifest["counts"].items()}
+        self.rounding = Rounding.read(manifest["rounding"])
         self.size = sum(path.stat().st_size for path in folder.iterdir())
-        self._tables = {
-            entity: _IdTable.open(folder, entity) for entity, n in self.counts.items() if n
-        }
+        self._tables = {entity: _IdTable(folder, entity) for entity, n in self.counts.items() if n}
 
     def gather(self, entity: Entity, ids: Sequence[str]) -> Gathered:
         """Return the vectors of ``ids``; order and duplicates kept."""
@@ -126,71 +133,96 @@ class EmbeddedSnapshot:
             )
         rows = table.rows_of(ids)
         found = rows >= 0
-        if found.all():
-            return Gathered(np.take(table.vectors, rows, axis=0), found)
-        vectors = np.zeros((len(ids), self.dim), np.float32)
-        vectors[found] = table.vectors[rows[found]]
+        vectors = self.rounding.precision.widen(table.vectors.take(rows, axis=0))
+        if not found.all():
+            vectors[~found] = 0
         return Gathered(vectors, found)
 
 
-@dataclass(frozen=True, eq=False)
 class _IdTable:
     """Vectors of one entity kind, and the way from id to row.
 
     Attributes:
-        vectors: (N, D) float32.
-        hashes: (N,) uint64, ascending.
-        rows: (N,) uint32, the row of each hash.
-        offsets: (N + 1,) int64, where each row's id starts in ``text``.
-        text: the ids in row order, UTF-8.
+        vectors: (N, D) of the precision's dtype.
     """
 
-    vectors: NDArray[np.float32]
-    hashes: NDArray[np.uint64]
-    rows: NDArray[np.uint32]
-    offsets: NDArray[np.int64]
-    text: memoryview
-
-    @classmethod
-    def open(cls, folder: Path, entity: Entity) -> "_IdTable":
+    def __init__(self, folder: Path, entity: Entity) -> None:
         def mapped(part: str) -> NDArray[Any]:
             array = np.load(folder / f"{entity}.{part}.npy", mmap_mode="r")
             return np.asarray(array)  # np.memmap itself spends microseconds on every slice
 
         with open(folder / f"{entity}.ids", "rb") as file:
-            text = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return cls(mapped("vectors"), mapped("hashes"), mapped("rows"), mapped("offsets"), text)
+            text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        offsets = mapped("offsets")  # (N + 1,) int64, where each row's id starts in the text
+        self.vectors = mapped("vectors")
+        self._hashes: NDArray[np.uint64] = mapped("hashes")  # (N + 1,), ascending
+        self._rows: NDArray[np.uint32] = mapped("rows")  # (N + 1,), the row of each hash
+        self._starts: NDArray[np.uint32] = mapped("starts")  # by leading bits, the first hash
+        self._shift = _shift(len(self._starts))
+        self._ids = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+        )
+        self._ids.validate()  # Arrow reads what it is told to: offsets must lie within the text
+        # The same pages again, in the form that Python reads single values from most quickly.
+        self._hash_at, self._row_at = self._hashes.data, self._rows.data
+        self._start_at, self._offset_at = self._starts.data, offsets.data
+        self._text = text
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each id, -1 where it is unknown."""
-        encoded = [id.encode(errors="surrogatepass") for id in ids]
+        encoded = _encoded(ids)
+        if len(encoded) <= _FEW:
+            return np.array([self._row_of(id) for id in encoded], dtype=np.int64)
         wanted = np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(encoded))
-        first = np.searchsorted(self.hashes, wanted)
-        near = np.minimum(first, len(self.hashes) - 1)
-        candidates = np.where(self.hashes[near] == wanted, self.rows[near].astype(np.int64), -1)
-        starts = self.offsets[candidates].tolist()
-        stops = self.offsets[candidates + 1].tolist()
-        rows: list[int] = candidates.tolist()
-        for at, (row, start, stop, id) in enumerate(zip(rows, starts, stops, encoded, strict=True)):
-            if row >= 0 and self.text[start:stop] != id:
-                rows[at] = self._after_collision(int(first[at]) + 1, wanted[at], id)
-        return np.array(rows, dtype=np.int64)
+        at = self._starts[wanted >> np.uint64(self._shift)].astype(np.int64)
+        behind = np.flatnonzero(self._hashes[at] < wanted)
+        while behind.size:
+            at[behind] += 1
+            behind = behind[self._hashes[at[behind]] < wanted[behind]]
+        rows: NDArray[np.int64] = self._rows[at].astype(np.int64)
+        known = self._hashes[at] == wanted
+        same = pc.equal(self._ids.take(pa.array(rows)), pa.array(encoded, pa.large_binary()))
+        right: NDArray[np.bool_] = known & same.to_numpy(zero_copy_only=False)
+        rows[~right] = -1
+        for collided in np.flatnonzero(known & ~right):  # another id has this hash too
+            rows[collided] = self._row_of(encoded[collided])
+        return rows
 
-    def _after_collision(self, at: int, wanted: np.uint64, id: bytes) -> int:
-        while at < len(self.hashes) and self.hashes[at] == wanted:
-            row = int(self.rows[at])
-            if self.text[self.offsets[row] : self.offsets[row + 1]] == id:
+    def _row_of(self, id: bytes) -> int:
+        wanted = xxhash.xxh3_64_intdigest(id)
+        hashes, offsets = self._hash_at, self._offset_at
+        at = self._start_at[wanted >> self._shift]
+        while hashes[at] < wanted:
+            at += 1
+        while at < len(hashes) - 1 and hashes[at] == wanted:
+            row = self._row_at[at]
+            if self._text[offsets[row] : offsets[row + 1]] == id:
                 return row
             at += 1
         return -1
 
 
+def _encoded(ids: Sequence[str]) -> list[bytes]:
+    try:
+        return list(map(str.encode, ids))
+    except UnicodeEncodeError:  # an id that is no text is unknown, not an error
+        return [id.encode(errors="surrogatepass") for id in ids]
+
+
+def _shift(starts: int) -> int:
+    return 65 - starts.bit_length()
+
+
 def _write(
-    folder: Path, dim: int, counts: Mapping[Entity, int], batches: Iterable[VectorBatch]
+    folder: Path,
+    dim: int,
+    counts: Mapping[Entity, int],
+    batches: Iterable[VectorBatch],
+    rounder: Rounder,
 ) -> None:
     with ExitStack() as files:
         writers = {
-            entity: _TableWriter(folder, entity, count, dim, files)
+            entity: _TableWriter(folder, entity, count, dim, rounder, files)
             for entity, count in counts.items()
         }
         for batch in batches:
@@ -201,7 +233,12 @@ def _write(
             writers[batch.entity].append(batch)
         for writer in writers.values():
             writer.finish()
-    manifest = {"format": FORMAT, "dim": dim, "counts": {str(e): n for e, n in counts.items()}}
+    manifest = {
+        "format": FORMAT,
+        "dim": dim,
+        "counts": {str(e): n for e, n in counts.items()},
+        "rounding": asdict(rounder.total),
+    }
     (folder / _MANIFEST).write_bytes(orjson.dumps(manifest))
     for path in (*folder.iterdir(), folder):
         _sync(path)
@@ -209,10 +246,17 @@ def _write(
 
 class _TableWriter:
     def __init__(
-        self, folder: Path, entity: Entity, count: int, dim: int, files: ExitStack
+        self,
+        folder: Path,
+        entity: Entity,
+        count: int,
+        dim: int,
+        rounder: Rounder,
+        files: ExitStack,
     ) -> None:
         self._folder, self._entity, self._count = folder, entity, count
-        self._vectors = self._new("vectors", np.float32, (count, dim))
+        self._rounder = rounder
+        self._vectors = self._new("vectors", rounder.precision.dtype, (count, dim))
         self._offsets = self._new("offsets", np.int64, (count + 1,))
         self._hashes = np.empty(count, np.uint64)
         self._text = files.enter_context(open(folder / f"{entity}.ids", "wb"))  # noqa: SIM115
@@ -224,7 +268,7 @@ class _TableWriter:
             raise DimensionMismatch(f"number of {self._entity} vectors", self._count, f"{stop}+")
         encoded = [check_id(id) for id in batch.ids]
         ends = np.cumsum([len(id) for id in encoded], dtype=np.int64)
-        self._vectors[start:stop] = batch.vectors
+        self._vectors[start:stop] = self._rounder(batch)
         self._offsets[start + 1 : stop + 1] = self._offsets[start] + ends
         self._hashes[start:stop] = np.fromiter(
             map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(encoded)
@@ -238,8 +282,18 @@ class _TableWriter:
             raise DimensionMismatch(f"number of {self._entity} vectors", self._count, self._written)
         order = np.argsort(self._hashes, kind="stable")
         self._refuse_duplicates(order)
-        self._new("hashes", np.uint64, (self._count,))[:] = self._hashes[order]
-        self._new("rows", np.uint32, (self._count,))[:] = order
+        if self._count:
+            self._write_index(order)
+
+    def _write_index(self, order: NDArray[np.intp]) -> None:
+        # The last hash is a sentinel: none is larger, so a search ends there.
+        hashes = self._new("hashes", np.uint64, (self._count + 1,))
+        hashes[:-1], hashes[-1] = self._hashes[order], np.iinfo(np.uint64).max
+        rows = self._new("rows", np.uint32, (self._count + 1,))
+        rows[:-1], rows[-1] = order, 0
+        starts = self._new("starts", np.uint32, (1 << max(1, (self._count - 1).bit_length()),))
+        firsts = np.arange(len(starts), dtype=np.uint64) << np.uint64(_shift(len(starts)))
+        starts[:] = np.searchsorted(hashes, firsts)
 
     def _refuse_duplicates(self, order: NDArray[np.intp]) -> None:
         ordered = self._hashes[order]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from redis import Redis
@@ -25,7 +26,7 @@ from backcast.errors import (
     StoreError,
 )
 from backcast.settings import Settings
-from backcast.stores import EmbeddedStore, StoredSnapshot, VectorStore, open_store
+from backcast.stores import EmbeddedStore, Precision, StoredSnapshot, VectorStore, open_store
 from backcast.vectors import MAX_ID_BYTES, VectorBatch
 from backcast.versions import Entity
 from tests import servers
@@ -60,23 +61,36 @@ ODD_IDS = [
 ]
 
 
+@pytest.fixture(params=Precision)
+def precision(request: pytest.FixtureRequest) -> Precision:
+    chosen: Precision = request.param
+    return chosen
+
+
 @pytest.fixture(params=["embedded", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "embedded":
-        return f"embedded:{tmp_path / 'store'}"
-    redis_url: str = request.getfixturevalue("empty_redis")
-    return redis_url
+def place(request: pytest.FixtureRequest, tmp_path: Path, precision: Precision) -> Settings:
+    """Settings that name an empty store: each kind at each precision."""
+    redis = request.param == "redis"
+    url = request.getfixturevalue("empty_redis") if redis else f"embedded:{tmp_path / 'store'}"
+    return Settings(store_url=url, store_precision=precision.value)
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[VectorStore]:
-    opened = connect(url)
+def store(place: Settings) -> Iterator[VectorStore]:
+    opened = open_store(place)
     yield opened
     opened.close()
 
 
-def connect(url: str) -> VectorStore:
-    return open_store(Settings(store_url=url))
+def connect(url: str, precision: Precision = Precision.FLOAT32) -> VectorStore:
+    return open_store(Settings(store_url=url, store_precision=precision.value))
+
+
+def as_stored(vector: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
+    """Round to a precision and back, as PyTorch does."""
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    rounded: NDArray[np.float32] = torch.from_numpy(vector).to(dtype[precision]).float().numpy()
+    return rounded
 
 
 def table(ids: Iterable[str], dim: int = DIM, seed: int = 0) -> Vectors:
@@ -111,20 +125,28 @@ def check_whole(store: VectorStore, snapshot: str, vectors: Mapping[Entity, Vect
         answer = held.gather(entity, list(rows))
         assert answer.found.all()
         assert answer.vectors.dtype == np.float32
-        assert answer.vectors.tobytes() == np.stack(list(rows.values())).tobytes()
+        given = np.stack(list(rows.values()))
+        assert answer.vectors.tobytes() == as_stored(given, held.rounding.precision).tobytes()
 
 
-def expected(rows: Vectors, ids: list[str]) -> tuple[list[bool], list[list[float]]]:
+def expected(
+    rows: Vectors, ids: list[str], precision: Precision = Precision.FLOAT32
+) -> tuple[list[bool], list[list[float]]]:
     zero: list[float] = [0.0] * DIM
-    return [id in rows for id in ids], [rows[id].tolist() if id in rows else zero for id in ids]
+    found = {id: as_stored(rows[id], precision).tolist() for id in ids if id in rows}
+    return [id in rows for id in ids], [found.get(id, zero) for id in ids]
 
 
-def test_vectors_come_back_in_order_with_duplicates(store: VectorStore) -> None:
+def test_vectors_come_back_in_order_with_duplicates(
+    store: VectorStore, precision: Precision
+) -> None:
     rows = some()
     load(store, "s1", rows)
     ids = ["i7", "i0", "nobody", "i7", "both", "u0", "i49", "nobody", "i7"]
-    answer = store.open("s1").gather(ITEM, ids)
-    assert (answer.found.tolist(), answer.vectors.tolist()) == expected(rows[ITEM], ids)
+    for asked in (ids, ids * 10):  # a few are not looked up as many are
+        answer = store.open("s1").gather(ITEM, asked)
+        known = expected(rows[ITEM], asked, precision)
+        assert (answer.found.tolist(), answer.vectors.tolist()) == known
 
 
 def test_whole_snapshot_comes_back(store: VectorStore) -> None:
@@ -145,17 +167,19 @@ def test_every_kind_of_id_finds_its_own_vector(store: VectorStore) -> None:
 )
 def test_near_miss_finds_nothing(store: VectorStore, id: str) -> None:
     load(store, "s1", {ITEM: table(ODD_IDS)})
-    answer = store.open("s1").gather(ITEM, ["a", id])
-    assert answer.found.tolist() == [True, False]
-    assert answer.vectors[1].tolist() == [0.0] * DIM
+    for asked in (["a", id], ["a", id] * 20):
+        answer = store.open("s1").gather(ITEM, asked)
+        assert answer.found.tolist() == [True, False] * (len(asked) // 2)
+        assert answer.vectors[1].tolist() == [0.0] * DIM
 
 
-def test_one_id_of_both_kinds_has_two_vectors(store: VectorStore) -> None:
+def test_one_id_of_both_kinds_has_two_vectors(store: VectorStore, precision: Precision) -> None:
     rows = some()
     load(store, "s1", rows)
     held = store.open("s1")
     for entity in Entity:
-        assert held.gather(entity, ["both"]).vectors[0].tolist() == rows[entity]["both"].tolist()
+        known = as_stored(rows[entity]["both"], precision)
+        assert held.gather(entity, ["both"]).vectors[0].tolist() == known.tolist()
 
 
 def test_no_ids_give_no_rows(store: VectorStore) -> None:
@@ -280,22 +304,25 @@ def test_dropped_snapshot_can_be_loaded_again(store: VectorStore) -> None:
     check_whole(store, "s1", some(5))
 
 
-def test_snapshots_with_the_same_ids_are_never_mixed(store: VectorStore) -> None:
+def test_snapshots_with_the_same_ids_are_never_mixed(
+    store: VectorStore, precision: Precision
+) -> None:
     wide = some(seed=9, dim=5)
     load(store, "s1", some(0))
     first = store.open("s1")
     load(store, "s2", wide)
     second = store.open("s2")
     ids = ["both", "i3", "i3"]
-    assert first.gather(ITEM, ids).vectors.tolist() == [some(0)[ITEM][id].tolist() for id in ids]
-    assert second.gather(ITEM, ids).vectors.tolist() == [wide[ITEM][id].tolist() for id in ids]
+    for held, rows in ((first, some(0)[ITEM]), (second, wide[ITEM])):
+        known = [as_stored(rows[id], precision).tolist() for id in ids]
+        assert held.gather(ITEM, ids).vectors.tolist() == known
     assert (first.dim, second.dim) == (3, 5)
 
 
-def test_handle_reads_on_while_others_come_and_go(store: VectorStore) -> None:
+def test_handle_reads_on_while_others_come_and_go(store: VectorStore, precision: Precision) -> None:
     load(store, "s1", some(0))
     held = store.open("s1")
-    wanted = np.stack(list(some(0)[ITEM].values()))
+    wanted = as_stored(np.stack(list(some(0)[ITEM].values())), precision)
     stop = threading.Event()
 
     def read() -> int:
@@ -316,10 +343,10 @@ def test_handle_reads_on_while_others_come_and_go(store: VectorStore) -> None:
         assert all(reader.result() for reader in readers)
 
 
-def test_snapshot_is_seen_whole_or_not_at_all(store: VectorStore, url: str) -> None:
+def test_snapshot_is_seen_whole_or_not_at_all(store: VectorStore, place: Settings) -> None:
     rows = {ITEM: table(f"i{n}" for n in range(200)), USER: table("uvw", seed=1)}
     ids = [*rows[ITEM], *rows[USER]]
-    readers = connect(url)
+    readers = open_store(place)
     seen: list[bool] = []
 
     def look() -> bool:
@@ -344,14 +371,17 @@ def test_snapshot_is_seen_whole_or_not_at_all(store: VectorStore, url: str) -> N
     readers.close()
 
 
-def load_big(url: str) -> None:
-    store = connect(url)
+def load_big(place: Settings) -> None:
+    store = open_store(place)
     load(store, "s1", {ITEM: table((f"i{n}" for n in range(20_000)), seed=3)})
     store.close()
 
 
-def test_loaders_of_one_snapshot_do_not_harm_each_other(store: VectorStore, url: str) -> None:
-    assert exit_codes(load_big, (url,), (url,), (url,)) == [0, 0, 0]
+@pytest.mark.parametrize("precision", [Precision.FLOAT32], indirect=True)
+def test_loaders_of_one_snapshot_do_not_harm_each_other(
+    store: VectorStore, place: Settings
+) -> None:
+    assert exit_codes(load_big, *[(place,)] * 3) == [0, 0, 0]
     assert store.snapshots() == ["s1"]
     check_whole(store, "s1", {ITEM: table((f"i{n}" for n in range(20_000)), seed=3)})
 
@@ -364,30 +394,85 @@ def test_threads_may_load_different_snapshots_at_once(store: VectorStore) -> Non
         check_whole(store, f"s{seed}", some(seed))
 
 
-def load_and_die(url: str) -> None:
+def load_and_die(place: Settings) -> None:
     def fatal() -> Iterator[VectorBatch]:
-        yield from VectorBatch(ITEM, ["a", "b"], ones(2)).slices(1)
+        yield from VectorBatch(ITEM, [f"{n}" for n in range(5000)], ones(5000)).slices(500)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    connect(url).load("s1", DIM, {ITEM: 3}, fatal())
+    open_store(place).load("s1", DIM, {ITEM: 5001}, fatal())
 
 
-def test_killed_load_is_never_seen_and_can_be_done_again(store: VectorStore, url: str) -> None:
+@pytest.mark.parametrize("precision", [Precision.FLOAT32], indirect=True)
+def test_killed_load_is_never_seen_and_can_be_done_again(
+    store: VectorStore, place: Settings
+) -> None:
     load(store, "s0", some(0))
-    assert exit_codes(load_and_die, (url,)) == [-signal.SIGKILL]
+    assert exit_codes(load_and_die, (place,)) == [-signal.SIGKILL]
     assert store.snapshots() == ["s0"]
     with pytest.raises(SnapshotNotLoaded):
         store.open("s1")
-    load(store, "s1", {ITEM: table("abc")})
-    check_whole(store, "s1", {ITEM: table("abc")})
+    rows = {ITEM: table(str(n) for n in range(5001))}
+    load(store, "s1", rows)
+    check_whole(store, "s1", rows)
     check_whole(store, "s0", some(0))
 
 
-def test_size_counts_vectors_and_ids(store: VectorStore) -> None:
+def test_size_counts_vectors_and_ids(store: VectorStore, precision: Precision) -> None:
     rows = {ITEM: table((f"{n:032}" for n in range(1000)), dim=16)}
     load(store, "s1", rows)
-    payload = 1000 * (16 * 4 + 32)
-    assert payload < store.open("s1").size < 1.6 * payload
+    payload = 1000 * (16 * precision.dtype.itemsize + 32)
+    assert payload < store.open("s1").size < payload + 1000 * 64
+
+
+def test_rounding_is_measured(store: VectorStore, precision: Precision) -> None:
+    rows = {
+        ITEM: {**table((f"i{n}" for n in range(40_000)), seed=1), "zero": np.zeros(DIM, "f4")},
+        USER: table("abc", seed=2),
+    }
+    load(store, "s1", rows)
+    given = np.stack([vector for kind in rows.values() for vector in kind.values()])
+    lost = as_stored(given, precision).astype(np.float64) - given
+    norms = np.linalg.norm(given.astype(np.float64), axis=1)
+    errors = np.linalg.norm(lost, axis=1) / np.maximum(norms, 1e-30)
+    measured = store.open("s1").rounding
+    assert measured.precision == precision
+    np.testing.assert_allclose(measured.mean_error, errors.mean(), rtol=1e-12)
+    np.testing.assert_allclose(measured.largest_error, errors.max(), rtol=1e-12)
+
+
+LARGE = {
+    Precision.FLOAT16: (65519.0, 65520.0, "65520, too large for float16. .*PRECISION=bfloat16"),
+    Precision.BFLOAT16: (3.39e38, 3.4e38, "3.4e.38, too large for bfloat16. .*PRECISION=float32"),
+}
+
+
+@pytest.mark.parametrize("precision", LARGE, indirect=True)
+def test_number_too_large_for_the_precision_is_refused_by_name(
+    store: VectorStore, precision: Precision
+) -> None:
+    largest, too_large, said = LARGE[precision]
+    for sign in (1, -1):
+        vectors = {ITEM: {"fits": ones(1)[0] * sign * largest, "é/2": ones(1)[0]}}
+        load(store, f"s{sign}", vectors)
+        check_whole(store, f"s{sign}", vectors)
+        vectors[ITEM]["é/2"][1] = sign * too_large
+        with pytest.raises(InvalidInput, match=f"^item 'é/2' holds -?{said}"):
+            load(store, "s2", vectors)
+    assert store.snapshots() == ["s-1", "s1"]
+
+
+def test_snapshot_keeps_the_precision_it_was_loaded_at(store: VectorStore, place: Settings) -> None:
+    load(store, "s1", some())
+    for other in Precision:
+        changed = connect(place.store_url, other)
+        load(changed, "s1", some())
+        assert changed.open("s1").rounding == store.open("s1").rounding
+        check_whole(changed, "s1", some())
+        load(changed, f"s-{other}", some())
+        assert store.open(f"s-{other}").rounding.precision == other
+        check_whole(store, f"s-{other}", some())
+        changed.close()
+    check_whole(store, "s1", some())
 
 
 def test_size_grows_with_the_snapshot(store: VectorStore) -> None:
@@ -401,24 +486,61 @@ KNOWN = table(["a", "b", "aa", "é", "a/b", "0", "00"])
 
 
 @pytest.fixture(scope="module")
-def both(
-    tmp_path_factory: pytest.TempPathFactory, redis_url: str
-) -> Iterator[list[StoredSnapshot]]:
-    """One snapshot in two stores."""
-    stores = [connect(f"embedded:{tmp_path_factory.mktemp('store')}"), connect(redis_url)]
-    for store in stores:
-        load(store, "both", {ITEM: KNOWN})
-    yield [store.open("both") for store in stores]
-    for store in stores:
-        store.drop("both")
+def stores(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[list[VectorStore]]:
+    """Each kind at each precision, empty but for snapshots of their own names."""
+    opened = [
+        connect(url, precision)
+        for precision in Precision
+        for url in (f"embedded:{tmp_path_factory.mktemp('store')}", redis_url)
+    ]
+    yield opened
+    for store in opened:
         store.close()
 
 
-@given(ids=st.lists(st.sampled_from(list(KNOWN)) | st.text(max_size=5), max_size=20))
-def test_stores_give_equal_answers(both: list[StoredSnapshot], ids: list[str]) -> None:
-    for held in both:
+@pytest.fixture(scope="module")
+def everywhere(stores: list[VectorStore]) -> Iterator[list[StoredSnapshot]]:
+    """One set of vectors in every store."""
+    for at, store in enumerate(stores):
+        load(store, f"known-{at}", {ITEM: KNOWN})
+    yield [store.open(f"known-{at}") for at, store in enumerate(stores)]
+    for at, store in enumerate(stores):
+        store.drop(f"known-{at}")
+
+
+@given(ids=st.lists(st.sampled_from(list(KNOWN)) | st.text(max_size=5), max_size=40))
+def test_stores_give_equal_answers(everywhere: list[StoredSnapshot], ids: list[str]) -> None:
+    for held in everywhere:
         answer = held.gather(ITEM, ids)
-        assert (answer.found.tolist(), answer.vectors.tolist()) == expected(KNOWN, ids)
+        known = expected(KNOWN, ids, held.rounding.precision)
+        assert (answer.found.tolist(), answer.vectors.tolist()) == known
+
+
+IDS = st.one_of(
+    st.text(min_size=1, max_size=8),
+    st.text(st.sampled_from("/:.%?#* "), min_size=1, max_size=6),
+    st.from_regex(r"\A0*[0-9]{1,4}\Z"),
+    st.text(st.characters(min_codepoint=0x10000), min_size=1, max_size=4),
+    st.builds(str.__mul__, st.sampled_from(["x", "é", "日", "😀"]), st.integers(1, 256)),
+)
+
+
+@given(ids=st.lists(IDS, min_size=1, max_size=60, unique=True), data=st.data())
+@settings(max_examples=40)
+def test_ids_of_any_shape_find_their_own(
+    stores: list[VectorStore], ids: list[str], data: st.DataObject
+) -> None:
+    asked = data.draw(st.lists(st.sampled_from(ids) | IDS, max_size=40))
+    rows = table(ids)
+    for store in stores:
+        store.drop("shapes")
+        load(store, "shapes", {ITEM: rows})
+        held = store.open("shapes")
+        check_whole(store, "shapes", {ITEM: rows})
+        answer = held.gather(ITEM, asked)
+        known = expected(rows, asked, held.rounding.precision)
+        assert (answer.found.tolist(), answer.vectors.tolist()) == known
+        store.drop("shapes")
 
 
 class TestEmbedded:
@@ -448,8 +570,11 @@ class TestEmbedded:
         monkeypatch.setattr(xxhash, "xxh3_64_intdigest", lambda id: 2**64 - 1 - sum(id) % hashes)
         load(store, "s1", some())
         check_whole(store, "s1", some())
-        absent = [f"x{n}" for n in range(20)]
-        assert not store.open("s1").gather(ITEM, absent).found.any()
+        held, absent = store.open("s1"), [f"x{n}" for n in range(20)]
+        assert not held.gather(ITEM, absent).found.any()
+        assert not any(held.gather(ITEM, [id]).found.any() for id in absent)
+        for id, vector in some()[ITEM].items():
+            assert held.gather(ITEM, [id]).vectors[0].tolist() == vector.tolist()
 
     def test_colliding_hashes_hide_no_duplicate(
         self, store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
@@ -462,7 +587,9 @@ class TestEmbedded:
     def test_litter_of_a_killed_load_goes_with_the_next(
         self, store: EmbeddedStore, folder: Path
     ) -> None:
-        assert exit_codes(load_and_die, (f"embedded:{folder}",)) == [-signal.SIGKILL]
+        assert exit_codes(load_and_die, (Settings(store_url=f"embedded:{folder}"),)) == [
+            -signal.SIGKILL
+        ]
         assert [path.name for path in folder.iterdir() if path.is_dir()] == [".unfinished-s1"]
         load(store, "s2", some())
         assert [path.name for path in folder.iterdir() if path.is_dir()] == ["s2"]
@@ -485,9 +612,9 @@ class TestEmbedded:
         monkeypatch.setattr(os, "rename", note_rename)
         load(store, "s1", some())
         files = {path.name for path in (folder / "s1").iterdir()}
-        assert len(files) == 11
-        assert set(steps[:11]) == files
-        assert steps[11:] == [".unfinished-s1", ".unfinished-s1 → s1", "store"]
+        assert len(files) == 13
+        assert set(steps[:13]) == files
+        assert steps[13:] == [".unfinished-s1", ".unfinished-s1 → s1", "store"]
 
     def test_store_is_shared_by_its_folder(self, store: EmbeddedStore, folder: Path) -> None:
         load(store, "s1", some())
@@ -516,10 +643,11 @@ class TestEmbedded:
         [
             ("manifest.json", b"{"),
             ("manifest.json", b"{}"),
-            ("manifest.json", b'{"format":2,"dim":3,"counts":{}}'),
+            ("manifest.json", b'{"format":1,"dim":3,"counts":{}}'),
             ("item.vectors.npy", b""),
             ("item.vectors.npy", b"\x93NUMPY\x01\x00"),
             ("item.ids", b""),
+            ("item.ids", b"i0i1"),
         ],
     )
     def test_unreadable_snapshot_is_an_error_of_the_store(
@@ -595,7 +723,7 @@ class TestRedis:
     def test_vector_of_a_wrong_length_is_refused(self, store: VectorStore, client: Redis) -> None:
         load(store, "s1", some())
         client.set("backcast:s1:item:i0", b"\0" * 8)
-        with pytest.raises(StoreError, match="has not 3 floats"):
+        with pytest.raises(StoreError, match="has not 3 numbers of float32"):
             store.open("s1").gather(ITEM, ["i1", "i0"])
 
     def test_keys_of_others_are_left_alone(self, store: VectorStore, client: Redis) -> None:

@@ -15,6 +15,7 @@ SET: dict[str, tuple[str, Any]] = {
     "database_url": ("postgresql+psycopg://db/registry", "postgresql+psycopg://db/registry"),
     "artifacts_url": ("s3://bucket/backcast", "s3://bucket/backcast"),
     "store_url": ("rediss://cache:6380/2", "rediss://cache:6380/2"),
+    "store_precision": ("bfloat16", "bfloat16"),
     "device": ("cuda", "cuda"),
     "max_batch": ("77", 77),
     "reads": ("open", "open"),
@@ -46,6 +47,7 @@ def test_every_setting_is_described() -> None:
     ("variable", "text"),
     [
         ("BACKCAST_DEVICE", "tpu"),
+        ("BACKCAST_STORE_PRECISION", "float8"),
         ("BACKCAST_MAX_BATCH", "many"),
         ("BACKCAST_MAX_BATCH", "0"),
         ("BACKCAST_MAX_BATCH", "1000001"),
