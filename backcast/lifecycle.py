@@ -26,7 +26,7 @@ from backcast.registry import Catalog, NumberTaken, Registry, Switch, VersionDra
 from backcast.registry.database import utc_now
 from backcast.settings import Settings
 from backcast.snapshots import read_snapshot, write_snapshot
-from backcast.stores import VectorStore, open_store
+from backcast.stores import Rounding, VectorStore, open_store
 from backcast.vectors import VectorBatch
 from backcast.versions import (
     Entity,
@@ -75,6 +75,14 @@ def open_backcast(settings: Settings) -> Iterator[Backcast]:
     """Open registry, artifacts and store, and close them at the end."""
     with open_registry(settings) as registry, closing(open_store(settings)) as store:
         yield Backcast(registry, Artifacts(settings.artifacts_root), store)
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What went live, and what storing its vectors cost."""
+
+    live: Live
+    rounding: Rounding
 
 
 @dataclass(frozen=True)
@@ -223,7 +231,7 @@ def promote(
     reason: str | None = None,
     operation: str | None = None,
     report: Report = lambda _step, _fraction: None,
-) -> Live:
+) -> Promoted:
     """Load the newest snapshot of ``version`` into the store and make it live, in one switch.
 
     Where ``version`` is live already, a newer snapshot of it takes the old one's place.
@@ -240,7 +248,9 @@ def promote(
     plan = plan_promotion(backcast, version, expected_live=expected_live)
     _demand(plan, force=force)
     report("load", 0.2)
-    load_snapshot(backcast, plan.snapshot)
+    rounding = load_snapshot(
+        backcast, plan.snapshot, lambda done: report("load", round(0.2 + 0.7 * done, 2))
+    )
     report("switch", 0.9)
     switch = Switch(
         kind="refresh" if plan.live and plan.live.version == version else "promote",
@@ -253,14 +263,37 @@ def promote(
         gates={gate.name: gate.finding for gate in plan.gates},
         operation=operation,
     )
-    return backcast.registry.deployments.switch(switch)
+    return Promoted(backcast.registry.deployments.switch(switch), rounding)
 
 
-def load_snapshot(backcast: Backcast, snapshot: str) -> None:
-    """Load a published snapshot into the store; harmless where it is there already."""
+def load_snapshot(
+    backcast: Backcast, snapshot: str, advance: Callable[[float], None] = lambda _done: None
+) -> Rounding:
+    """Load a published snapshot into the store; harmless where it is there already.
+
+    ``advance`` is told the fraction that is done, at most a hundred times. Returns the precision
+    that the vectors are stored at, and what it cost.
+
+    Raises:
+        InvalidInput: a number is too large for the store's precision.
+    """
     record = backcast.registry.snapshots.get(snapshot)
     counts = {Entity(name): count for name, count in record.counts.items()}
-    backcast.store.load(snapshot, record.dim, counts, read_snapshot(backcast.artifacts, record))
+    batches = _counted(read_snapshot(backcast.artifacts, record), sum(counts.values()), advance)
+    backcast.store.load(snapshot, record.dim, counts, batches)
+    return backcast.store.open(snapshot).rounding
+
+
+def _counted(
+    batches: Iterable[VectorBatch], total: int, advance: Callable[[float], None]
+) -> Iterator[VectorBatch]:
+    done = told = 0
+    for batch in batches:
+        if told < 100 * done // total:
+            told = 100 * done // total
+            advance(told / 100)
+        yield batch
+        done += len(batch.ids)
 
 
 def sweep(backcast: Backcast, grace: timedelta) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Self
@@ -93,7 +93,7 @@ class Operator:
             logger.exception("operation %s", id)
 
     def _promote(self, order: PromotionOrder, id: str, report: Report) -> dict[str, Any]:
-        live = promote(
+        promoted = promote(
             self._backcast,
             order.version,
             actor=order.actor,
@@ -103,11 +103,21 @@ class Operator:
             operation=id,
             report=report,
         )
+        live = promoted.live
+        logger.info(
+            "version %d is live, from snapshot %s, stored as %s",
+            live.version,
+            live.snapshot,
+            promoted.rounding,
+        )
         self._follow(live)
-        return {"live_version": live.version, "snapshot": f"{live.snapshot}.{live.delta}"}
+        return {
+            "live_version": live.version,
+            "snapshot": f"{live.snapshot}.{live.delta}",
+            "stored": asdict(promoted.rounding),
+        }
 
     def _follow(self, live: Live) -> None:
-        logger.info("version %d is live, from snapshot %s", live.version, live.snapshot)
         try:
             self._engine.refresh()
             sweep(self._backcast, self._grace)

@@ -104,7 +104,7 @@ class Home:
 
     def promote(self, version: int, **options: Any) -> str:
         """Promote a version and return the snapshot that is live now."""
-        return promote(self.backcast, version, actor="tests", **options).snapshot
+        return promote(self.backcast, version, actor="tests", **options).live.snapshot
 
     def check_served(self, version: int) -> None:
         """Open everything anew: ``version`` is live, and answers for all of its chain are right.

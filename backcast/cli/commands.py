@@ -102,7 +102,7 @@ def promote_command(
             _print_plan(plan.document(), as_json)
             raise typer.Exit(0 if plan.passed else 1)
         with progress(f"promoting version {version}", 100) as advance:
-            live = promote(
+            promoted = promote(
                 backcast,
                 version,
                 actor=f"cli:{getpass.getuser()}",
@@ -111,10 +111,12 @@ def promote_command(
                 reason=reason,
                 report=lambda step, fraction: advance(round(100 * fraction), step),
             )
+        live = promoted.live
         if as_json:
-            print_json(asdict(live))
+            print_json({**asdict(live), "stored": asdict(promoted.rounding)})
         else:
             say(f"Version {live.version} is live, from snapshot {live.snapshot}.")
+            say(f"Stored as {promoted.rounding}.")
         sweep(backcast, timedelta(seconds=settings.grace_seconds))
 
 

@@ -114,10 +114,20 @@ def test_newest_snapshot_is_promoted(home: Home) -> None:
 def test_promotion_reports_its_steps(home: Home) -> None:
     steps: list[tuple[str, float]] = []
     home.promote(1, report=lambda step, fraction: steps.append((step, fraction)))
-    assert [step for step, _ in steps] == ["check", "load", "switch"]
+    assert list(dict(steps)) == ["check", "load", "switch"]
     fractions = [fraction for _, fraction in steps]
     assert fractions == sorted(fractions)
     assert fractions[0] == 0 < fractions[-1] < 1
+
+
+def test_load_is_followed_by_the_percent(home: Home) -> None:
+    record = home.publish(1, items=150_000, users=2)
+    told: list[float] = []
+    load_snapshot(home.backcast, record.id, told.append)
+    cut = [16_384 * n for n in range(1, 10)]  # a snapshot is read in pieces of so many rows
+    assert told == [100 * done // 150_002 / 100 for done in (*cut, 150_000)]
+    load_snapshot(home.backcast, record.id, told.append)
+    assert len(told) == 10
 
 
 def test_promotion_is_written_down(home: Home) -> None:

@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from backcast.cli import app, main
 from backcast.cli.output import interruptible
+from backcast.lifecycle import open_backcast
 from backcast.registry import open_registry
 from backcast.settings import Settings
 from tests.support import build_home
@@ -368,6 +369,23 @@ def test_a_promotion_that_loses_versions_needs_force_and_a_reason(published: She
     assert forced.output.startswith("Version 2 is live, from snapshot v2-")
     states = json.loads(published("versions", "--json").output)["versions"]
     assert [v["state"] for v in states] == ["superseded", "rolled_back", "live"]
+
+
+def test_a_promotion_tells_what_reduced_precision_cost(published: Shell) -> None:
+    reduced = {"BACKCAST_STORE_PRECISION": "bfloat16"}
+    forced = ("--force", "--reason", "to see it", "--json")
+    live = json.loads(published("promote", "2", *forced, **reduced).output)
+    assert (live["version"], live["stored"]["precision"]) == (2, "bfloat16")
+    assert 0 < live["stored"]["mean_error"] <= live["stored"]["largest_error"] < 2**-8
+    with open_backcast(Settings.load(home=published.home)) as backcast:
+        stored = backcast.store.open(live["snapshot"]).rounding
+    again = published("promote", "0", *forced[:-1])  # held since it was live, at float32
+    assert again.output.endswith("\nStored as float32, nothing lost.\n")
+    third = published("promote", "2", *forced[:-1])
+    assert third.output.endswith(
+        f"\nStored as bfloat16, relative error {stored.mean_error:.1e} on average, "
+        f"{stored.largest_error:.1e} at most.\n"
+    )
 
 
 def test_keys_for_a_person(published: Shell) -> None:

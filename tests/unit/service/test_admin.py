@@ -1,6 +1,7 @@
 """What administrators do over HTTP, and who is no administrator."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +11,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from backcast.errors import StoreError
-from backcast.lifecycle import Backcast, open_backcast, sweep
+from backcast.lifecycle import Backcast, open_backcast, publish, sweep
 from backcast.settings import Settings
 from backcast.stores import StoredSnapshot
-from backcast.versions import Scope, VersionState
+from backcast.vectors import VectorBatch
+from backcast.versions import Entity, Scope, VersionState
 from tests.service_support import WatchedStore, bearer, client_of, secret_of, set_version
 from tests.support import Home, build_home
 
@@ -76,7 +79,11 @@ def test_promotion_is_an_operation(home: Home, client: TestClient) -> None:
         "force": False,
         "reason": "better",
     }
-    assert operation["result"] == {"live_version": 2, "snapshot": f"{live.snapshot}.0"}
+    assert operation["result"] == {
+        "live_version": 2,
+        "snapshot": f"{live.snapshot}.0",
+        "stored": {"precision": "float32", "mean_error": 0.0, "largest_error": 0.0},
+    }
     assert operation["error"] is None
     assert operation["actor"] == "consumer 0"
     # This replica serves it from the moment that the operation has succeeded.
@@ -86,6 +93,32 @@ def test_promotion_is_an_operation(home: Home, client: TestClient) -> None:
     assert (latest["operation"], latest["actor"]) == (operation["id"], "consumer 0")
     assert (latest["forced"], latest["reason"]) == (False, "better")
     assert set(latest["gates"]) >= {"lineage", "maps", "snapshot"}
+
+
+def test_promotion_tells_what_reduced_precision_cost(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client_of(home, store_precision="float16") as client, caplog.at_level(logging.INFO):
+        operation = finished(client, promote(client, 2, expected_live=1))
+    stored = operation["result"]["stored"]
+    assert stored["precision"] == "float16"
+    assert 0 < stored["mean_error"] <= stored["largest_error"] < 2**-11
+    assert re.search(r"version 2 is live, .* stored as float16, relative error \d", caplog.text)
+
+
+def test_vector_too_large_for_the_precision_fails_the_promotion(home: Home) -> None:
+    vectors = np.full((1, 6), 1e5, np.float32)
+    backcast = home.backcast
+    batch = VectorBatch(Entity.ITEM, ["large one"], vectors)
+    publish(backcast.registry, backcast.artifacts, 2, [batch], details={})
+    with client_of(home, store_precision="float16") as client:
+        operation = finished(client, promote(client, 2, expected_live=1))
+        assert client.get("/readyz").json()["live_version"] == 1
+    assert operation["error"]["code"] == "invalid-input"
+    assert operation["error"]["message"] == (
+        "item 'large one' holds 100000, too large for float16. "
+        "Set BACKCAST_STORE_PRECISION=bfloat16."
+    )
 
 
 def test_history_is_newest_first(client: TestClient) -> None:
@@ -206,11 +239,11 @@ def test_unforeseen_error_fails_the_operation_and_is_logged(
 def test_promotion_is_done_even_where_this_replica_cannot_follow_it(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = home.backcast.store.snapshots()
+    deployments = home.backcast.registry.deployments
 
     class HalfBlind(WatchedStore):
         def open(self, snapshot: str) -> StoredSnapshot:
-            if snapshot not in known:
+            if len(deployments.history()) > 2:  # the promotion is done
                 raise StoreError("the vector store does not answer")
             return super().open(snapshot)
 
