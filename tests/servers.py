@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -214,14 +215,79 @@ def _empty_database(url: str) -> Iterator[str]:
 
 @contextmanager
 def _private_redis(search: Sequence[str]) -> Iterator[str]:
+    with own_redis(search=search) as server, server.running():
+        yield server.url
+
+
+@dataclass(frozen=True)
+class OwnRedis:
+    """A Redis of the test's own, which it may stop and start; port and folder stay the same."""
+
+    url: str
+    folder: Path
+    _command: Sequence[str]
+
+    def with_options(self, *options: str, url: str | None = None) -> "OwnRedis":
+        return OwnRedis(url or self.url, self.folder, [*self._command, *options])
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        answers = partial(_redis_keeps_its_keys, self.url)
+        with _serving(self._command, self.folder, answers) as process:
+            yield process
+
+
+@contextmanager
+def own_redis(search: Sequence[str] = SEARCH) -> Iterator[OwnRedis]:
+    """Yield a Redis that is not running yet; it keeps nothing on disk unless told to."""
     program = installed_program("redis-server", "redis-server", REDIS_VARIABLE, search)
     port = free_port()
-    url = f"redis://127.0.0.1:{port}/0"
     with _private_folder() as folder:
         command = [str(program), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
         command += ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"]
-        with _serving(command, folder, partial(_redis_keeps_its_keys, url)):
-            yield url
+        yield OwnRedis(f"redis://127.0.0.1:{port}/0", folder, command)
+
+
+@contextmanager
+def own_tls_redis(*, asks_for_clients: bool = False) -> Iterator[OwnRedis]:
+    """Yield a Redis that speaks TLS only, with a certificate that a private authority signed.
+
+    Its folder holds the authority's certificate, ``ca.pem``, and the server's own, ``own.pem`` and
+    ``own.key``, which do for a client too. The URL names the authority.
+    """
+    with own_redis() as plain:
+        make_certificates(plain.folder)
+        own, ca = plain.folder / "own", plain.folder / "ca.pem"
+        port = plain.url.rpartition(":")[2].partition("/")[0]
+        options = ["--port", "0", "--tls-port", port, "--tls-ca-cert-file", str(ca)]
+        options += ["--tls-cert-file", f"{own}.pem", "--tls-key-file", f"{own}.key"]
+        options += ["--tls-auth-clients", "yes" if asks_for_clients else "no"]
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ca}"
+        if asks_for_clients:
+            url += f"&ssl_certfile={own}.pem&ssl_keyfile={own}.key"
+        yield plain.with_options(*options, url=url)
+
+
+def make_certificates(folder: Path) -> None:
+    """Make a private authority (``ca.pem``) and a certificate of 127.0.0.1 signed by it."""
+    openssl = find_program("openssl", SEARCH)
+    if openssl is None:
+        raise ServerUnavailable(
+            "no openssl to make certificates with: install it (Debian, Ubuntu: apt-get install "
+            "openssl)"
+        )
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+    for arguments in (
+        "genrsa -out ca.key 2048",
+        "req -x509 -key ca.key -out ca.pem -subj /CN=ca -addext keyUsage=critical,keyCertSign",
+        "req -newkey rsa:2048 -nodes -keyout own.key -out own.csr -subj /CN=server",
+        "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san -out own.pem",
+    ):
+        command = [str(openssl), *arguments.split()]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if ended.returncode:
+            raise ServerUnavailable(f"openssl {arguments} failed: {ended.stderr}")
+    (folder / "own.key").chmod(0o644)  # the server may run as another user
 
 
 def _redis_keeps_its_keys(url: str) -> bool:
@@ -257,14 +323,16 @@ def _server_account() -> tuple[int, int]:
 
 
 @contextmanager
-def _serving(command: Sequence[str], folder: Path, answers: Callable[[], bool]) -> Iterator[None]:
+def _serving(
+    command: Sequence[str], folder: Path, answers: Callable[[], bool]
+) -> Iterator[subprocess.Popen[bytes]]:
     with _started(command, folder) as process:
         deadline = time.monotonic() + START_S
         while not answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise _failed(command, folder)
             time.sleep(0.05)
-        yield
+        yield process
 
 
 @contextmanager

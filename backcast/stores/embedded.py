@@ -162,7 +162,6 @@ class _IdTable:
         self._ids = pa.LargeBinaryArray.from_buffers(
             pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(text)]
         )
-        self._ids.validate()  # Arrow reads what it is told to: offsets must lie within the text
         # The same pages again, in the form that Python reads single values from most quickly.
         self._hash_at, self._row_at = self._hashes.data, self._rows.data
         self._start_at, self._offset_at = self._starts.data, offsets.data

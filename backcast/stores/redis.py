@@ -225,7 +225,10 @@ def _client(url: str) -> redis.Redis:
             socket_timeout=10,
             socket_connect_timeout=5,
             health_check_interval=30,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.2), 2),
+            # A server that hangs is not asked again: the caller has waited long enough.
+            retry=Retry(
+                ExponentialWithJitterBackoff(base=0.05, cap=0.2), 2, (redis.ConnectionError,)
+            ),
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)
