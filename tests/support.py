@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from backcast.artifacts import dump_json, dump_tensors
@@ -23,6 +24,7 @@ from backcast.lifecycle import (
 from backcast.registry import VersionDraft
 from backcast.registry.schema import make_engine, upgrade
 from backcast.settings import Settings
+from backcast.stores import Precision
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, SnapshotRecord, Transform, Version
 
@@ -207,6 +209,13 @@ def build_home(
         for number in reversed([] if live is None else home.chain(live)):
             home.promote(number)
         yield home
+
+
+def as_stored(vector: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
+    """Round to a precision and back, as PyTorch does."""
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    rounded: NDArray[np.float32] = torch.from_numpy(vector).to(dtype[precision]).float().numpy()
+    return rounded
 
 
 def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:

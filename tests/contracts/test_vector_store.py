@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +29,7 @@ from backcast.stores import EmbeddedStore, Precision, StoredSnapshot, VectorStor
 from backcast.vectors import MAX_ID_BYTES, VectorBatch
 from backcast.versions import Entity
 from tests import servers
-from tests.support import Vectors, batches, exit_codes, normal
+from tests.support import Vectors, as_stored, batches, exit_codes, normal
 
 ITEM, USER = Entity.ITEM, Entity.USER
 DIM = 3
@@ -84,13 +83,6 @@ def store(place: Settings) -> Iterator[VectorStore]:
 
 def connect(url: str, precision: Precision = Precision.FLOAT32) -> VectorStore:
     return open_store(Settings(store_url=url, store_precision=precision.value))
-
-
-def as_stored(vector: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
-    """Round to a precision and back, as PyTorch does."""
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    rounded: NDArray[np.float32] = torch.from_numpy(vector).to(dtype[precision]).float().numpy()
-    return rounded
 
 
 def table(ids: Iterable[str], dim: int = DIM, seed: int = 0) -> Vectors:

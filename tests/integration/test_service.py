@@ -1,5 +1,6 @@
 """The service as it is run: its own processes, a real port, the real client."""
 
+import itertools
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from backcast.client import Client
+from backcast.stores import Precision
 from backcast.versions import Entity, Scope
 from service import wire
 from service.app import create_app
@@ -35,7 +37,7 @@ from tests.service_support import (
     running,
     secret_of,
 )
-from tests.support import Home, build_home
+from tests.support import Home, as_stored, build_home
 
 START_S, STOP_S, WORKERS = 90, 30, 2
 SERVE = [sys.executable, "-c", "from backcast.cli import main; main()", "serve"]
@@ -208,19 +210,20 @@ def test_every_worker_follows_a_promotion(home: Home, url: str) -> None:
         followed = followed + 1 if httpx2.get(f"{url}/readyz").json()["live_version"] == 1 else 0
 
 
-@pytest.mark.parametrize("format", Format)
-@pytest.mark.parametrize("entity", Entity)
-def test_vectors_in_redis_are_the_same_arithmetic(
-    tmp_path: Path, empty_redis: str, entity: Entity, format: Format
+@pytest.mark.parametrize("precision", Precision)
+def test_answers_are_the_arithmetic_on_what_is_stored(
+    tmp_path: Path, backends: dict[str, Any], precision: Precision
 ) -> None:
     with (
-        build_home(tmp_path, store_url=empty_redis, bias=True, live=2) as home,
+        build_home(tmp_path, bias=True, live=2, store_precision=precision, **backends) as home,
         client_of(home) as client,
     ):
-        ids = home.ids(entity, version=2)
-        accept = {"Accept": format}
-        for version in range(3):
+        for rows in home.vectors[2].values():
+            rows.update({id: as_stored(vector, precision) for id, vector in rows.items()})
+        for entity, format, version in itertools.product(Entity, Format, range(3)):
+            ids = home.ids(entity, version=2)
             body = {"ids": ids, "version": version, "entity": entity}
+            accept = {"Accept": format}
             many = client.post("/embeddings/batch", json=body, headers=accept)
             assert_served(read_rows(many), home, ids, version, entity, live=2)
             path = f"/embeddings/{ids[0]}?version={version}&entity={entity}"
