@@ -41,11 +41,23 @@ class Precision(StrEnum):
             return vectors.astype(self.dtype, copy=False)
 
     def widen(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the numbers that ``narrow`` stored, as float32; float32 itself is not copied."""
+        """Return finite numbers that ``narrow`` made, as float32; float32 itself is not copied."""
         if self is Precision.BFLOAT16:
             bits: NDArray[np.uint32] = np.left_shift(stored, 16, dtype=np.uint32)
             return bits.view(np.float32)
+        if self is Precision.FLOAT16:
+            return _widen_float16(stored)
         return stored.astype(np.float32, copy=False)
+
+
+def _widen_float16(stored: NDArray[Any]) -> NDArray[np.float32]:
+    # Exact for finite numbers, and six times as fast as NumPy's cast, which takes one at a time:
+    # with sign and fraction in place, only the exponent is too small, by the difference in bias.
+    bits = np.left_shift(stored.view("<i2"), 13, dtype=np.int32)
+    bits &= -0x70000001  # the shift left copies of the sign between it and the exponent
+    numbers: NDArray[np.float32] = bits.view(np.float32)
+    numbers *= np.float32(2.0**112)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,8 @@ class Rounder:
         """
         narrow = self.precision.narrow(batch.vectors)
         if self.precision is not Precision.FLOAT32 and len(batch.ids):
-            errors = self._errors(batch, self.precision.widen(narrow))
+            self._refuse_overflow(batch, narrow)
+            errors = _errors(batch.vectors, self.precision.widen(narrow))
             self._sum += float(errors.sum())
             self._largest = max(self._largest, float(errors.max()))
         self._count += len(batch.ids)
@@ -102,16 +115,21 @@ class Rounder:
         mean = self._sum / max(self._count, 1)
         return Rounding(self.precision, mean, self._largest)
 
-    def _errors(self, batch: VectorBatch, stored: NDArray[np.float32]) -> NDArray[np.float64]:
-        if not np.isfinite(stored).all():
-            row, column = np.argwhere(~np.isfinite(stored))[0]
+    def _refuse_overflow(self, batch: VectorBatch, narrow: NDArray[Any]) -> None:
+        exponent = 0x7F80 if self.precision is Precision.BFLOAT16 else 0x7C00  # of infinity
+        overflows = narrow.view("<u2") & exponent == exponent
+        if overflows.any():
+            row, column = np.argwhere(overflows)[0]
             wider = "float32" if self.precision is Precision.BFLOAT16 else "bfloat16"
             raise InvalidInput(
                 f"{batch.entity} {batch.ids[row]!r} holds {batch.vectors[row, column]:.6g}, too "
                 f"large for {self.precision}. Set BACKCAST_STORE_PRECISION={wider}."
             )
-        lost, given = _norms(stored - batch.vectors), _norms(batch.vectors)
-        return np.divide(lost, given, out=np.zeros_like(lost), where=given > 0)
+
+
+def _errors(given: NDArray[np.float32], stored: NDArray[np.float32]) -> NDArray[np.float64]:
+    lost, whole = _norms(stored - given), _norms(given)
+    return np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0)
 
 
 def _norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
