@@ -27,24 +27,35 @@ class KeyRing:
         Only who holds the secret learns that its key has expired or was revoked.
         """
         prefix = split_secret(secret)
-        key = None if prefix is None else await self._find(prefix)
-        if key is None or not matches(key, secret):
-            raise Unauthorized("This key is not known here.")
-        if key.revoked_at is not None:
-            raise Unauthorized(f"The key {key.prefix} was revoked; ask for a new one.")
-        if not key.in_force(utc_now()):
-            raise Unauthorized(f"The key {key.prefix} has expired; ask for a new one.")
-        return key
+        key = None if prefix is None else self._trusted(prefix) or await self._find(prefix)
+        return _checked(key, secret)
+
+    def recall(self, secret: str) -> Key | None:
+        """Return the same without asking the database, None where it would have to be asked."""
+        prefix = split_secret(secret)
+        key = None if prefix is None else self._trusted(prefix)
+        return None if key is None else _checked(key, secret)
+
+    def _trusted(self, prefix: str) -> Key | None:
+        key, seen_at = self._found.get(prefix, (None, 0.0))
+        return key if time.monotonic() - seen_at < self._seconds else None
 
     async def _find(self, prefix: str) -> Key | None:
-        key, seen_at = self._found.get(prefix, (None, 0.0))
-        if key is not None and time.monotonic() - seen_at < self._seconds:
-            return key
         # The database may take its time, and the event loop has others to serve.
         key = await to_thread.run_sync(self._keys.find, prefix)
         if key is not None:
             self._found[prefix] = (key, time.monotonic())
         return key
+
+
+def _checked(key: Key | None, secret: str) -> Key:
+    if key is None or not matches(key, secret):
+        raise Unauthorized("This key is not known here.")
+    if key.revoked_at is not None:
+        raise Unauthorized(f"The key {key.prefix} was revoked; ask for a new one.")
+    if not key.in_force(utc_now()):
+        raise Unauthorized(f"The key {key.prefix} has expired; ask for a new one.")
+    return key
 
 
 def bearer_secret(authorization: str | None) -> str | None:

@@ -24,7 +24,7 @@ from service.arrow import UnreadableIds, read_ids
 from service.auth import bearer_secret, demand
 from service.documents import BatchRequest, EmbeddingQuery, RequestDocument
 from service.engine import Snapshot
-from service.state import state_of
+from service.state import State, state_of
 from service.wire import Format, negotiate
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,6 +38,14 @@ async def find_reader(request: Request) -> Key | None:
     if key is None and state_of(request).settings.reads == "open":
         return None
     return demand(key, Scope.READ)
+
+
+def recall_reader(state: State, authorization: str | None) -> Key | None:
+    """Return the same without asking the database; raise Unauthorized where that is not enough."""
+    secret = bearer_secret(authorization)
+    if secret is None and state.settings.reads == "open":
+        return None
+    return demand(None if secret is None else state.keys.recall(secret), Scope.READ)
 
 
 async def find_admin(request: Request) -> Key:
@@ -74,26 +82,30 @@ def choose_format(request: Request) -> Format:
 
 def read_id(request: Request) -> str:
     """Return the id in the path, exactly as it was meant."""
-    raw: bytes = request.scope["raw_path"]
+    return check_path(request.scope["raw_path"], request.path_params["id"])
+
+
+def check_path(raw: bytes, id: str) -> str:
+    """Return ``id``, which the server found in the path ``raw``; raise InvalidInput."""
     try:
         (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
     except UnicodeDecodeError as error:  # the server has put U+FFFD in its place
         raise InvalidInput("The id in the path is not percent-encoded UTF-8.") from error
-    id: str = request.path_params["id"]
     check_id(id)
     return id
 
 
 def read_query(request: Request, model: type[Model]) -> Model:
-    """Return the query as ``model``, nothing in it twice; raise RequestValidationError.
-
-    A query read before is not read again: nobody may change what is returned.
-    """
-    return cast("Model", _read_query(request.scope["query_string"], model))
+    """Return the query as ``model``, nothing in it twice; raise RequestValidationError."""
+    return cast("Model", parse_query(request.scope["query_string"], model))
 
 
 @lru_cache(maxsize=256)
-def _read_query(content: bytes, model: type[BaseModel]) -> BaseModel:
+def parse_query(content: bytes, model: type[BaseModel]) -> BaseModel:
+    """Do the same from the query's bytes.
+
+    A query read before is not read again: nobody may change what is returned.
+    """
     parameters = QueryParams(content)
     query = dict(parameters)
     if len(query) != len(parameters.multi_items()):

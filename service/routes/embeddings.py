@@ -1,19 +1,22 @@
 """Vectors: one by its id, or a batch."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache, partial
+from typing import cast
 
 import xxhash
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.routing import Route
+from starlette.types import Scope
 
-from backcast.errors import UnknownId, VersionRequired
+from backcast.errors import BackcastError, UnknownId, VersionRequired
 from backcast.versions import Entity, Key, Version
 from service.declarations import (
     batch_request,
@@ -30,15 +33,19 @@ from service.documents import (
 )
 from service.engine import Snapshot
 from service.requests import (
+    EXPECT_SNAPSHOT,
     batch_reader,
+    check_path,
     choose_format,
     choose_snapshot,
     find_reader,
+    parse_query,
     read_id,
     read_query,
+    recall_reader,
 )
-from service.state import state_of
-from service.wire import Body, Format, Source, encode_batch, encode_one
+from service.state import State, state_of
+from service.wire import Body, Format, Source, encode_batch, encode_one, negotiate
 
 
 class _IdConvertor(PathConvertor):
@@ -49,6 +56,19 @@ class _IdConvertor(PathConvertor):
 
 register_url_convertor("id", _IdConvertor())
 router = APIRouter(tags=["embeddings"])
+
+PREFIX = "/embeddings/"
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer about one vector, as ASGI takes it."""
+
+    status: int
+    headers: Headers
+    content: bytes | memoryview
+
 
 _ABOUT = {
     "version": 1,
@@ -113,41 +133,70 @@ async def get_embedding(request: Request) -> Response:
     id, query = read_id(request), read_query(request, EmbeddingQuery)
     format = choose_format(request)
     snapshot = await choose_snapshot(request)
-    version = snapshot.resolve(_wanted(query.version, caller, snapshot))
-    source = _source(query.entity, version, snapshot)
-    etag, held = _etag(source, id, format), _tags(request.headers.get("if-none-match"))
-    if etag.removeprefix("W/") in held:
-        # It was made from everything that the answer depends on, and who holds it got it with a
-        # vector: nothing needs to be looked up.
-        return _unchanged(source, version, format, etag)
-    answer = partial(_answer_one, id, source, version, snapshot, format)
-    response = answer() if snapshot.at_hand else await to_thread.run_sync(answer)
-    if "*" in held:  # any vector of this id, so there must be one
-        return _unchanged(source, version, format, etag)
-    response.raw_headers.append((b"etag", etag.encode()))
+    held = request.headers.get("if-none-match")
+    make = partial(_answer_one, id, query, caller, snapshot, format, held)
+    answer = make() if snapshot.at_hand else await to_thread.run_sync(make)
+    response = Response(answer.content, status_code=answer.status)
+    response.raw_headers = answer.headers
     return response
 
 
-# Past FastAPI, whose own way to an endpoint takes longer than all that this one does. The route
-# above is the one that OpenAPI shows.
-direct = Route("/embeddings/{id:id}", get_embedding, include_in_schema=False)
-direct.methods = {"GET"}
+_READ = {b"accept", b"authorization", b"if-none-match", EXPECT_SNAPSHOT.lower().encode()}
+
+
+def answer_at_once(scope: Scope) -> Answer | None:
+    """Return the answer to a plain GET of one vector; None where it is not plain.
+
+    Plain is a request from a caller seen lately for a vector at hand. All others, errors among
+    them, go the long way to :func:`get_embedding`.
+    """
+    state: State = scope["state"]["service"]
+    snapshot = state.engine.view.snapshot
+    given = [header for header in scope["headers"] if header[0] in _READ]
+    headers = {name.decode(): value.decode("latin-1") for name, value in given}
+    unusual = len(headers) < len(given) or EXPECT_SNAPSHOT.lower() in headers
+    if snapshot is None or not snapshot.at_hand or unusual:
+        return None
+    try:
+        id = check_path(scope["raw_path"], scope["path"].removeprefix(PREFIX))
+        caller = recall_reader(state, headers.get("authorization"))
+        query = cast("EmbeddingQuery", parse_query(scope["query_string"], EmbeddingQuery))
+        format = negotiate(headers.get("accept", ""))
+        if format is None:
+            return None
+        return _answer_one(id, query, caller, snapshot, format, headers.get("if-none-match"))
+    except (BackcastError, RequestValidationError):
+        return None
 
 
 def _answer_one(
-    id: str, source: Source, version: Version, snapshot: Snapshot, format: Format
-) -> Response:
+    id: str,
+    query: EmbeddingQuery,
+    caller: Key | None,
+    snapshot: Snapshot,
+    format: Format,
+    if_none_match: str | None,
+) -> Answer:
+    version = snapshot.resolve(_wanted(query.version, caller, snapshot))
+    source = _source(query.entity, version, snapshot)
+    etag, held = _etag(source, id, format), _tags(if_none_match)
+    said = [
+        *_said(source, version.deprecated_at, version.sunset_at, format),
+        (b"etag", etag.encode()),
+    ]
+    if etag.removeprefix("W/") in held:
+        # It was made from everything that the answer depends on, and who holds it got it with a
+        # vector: nothing needs to be looked up.
+        return Answer(304, said[1:], b"")
     rows = snapshot.vectors(source.entity, [id], version.number)
     if not rows.found[0]:
         raise UnknownId(source.entity, id, snapshot.name)
-    return _respond(encode_one(format, source, id, rows.vectors[0]), source, version, format)
-
-
-def _unchanged(source: Source, version: Version, format: Format, etag: str) -> Response:
-    response = Response(status_code=304)
-    response.raw_headers = [*_said(source, version.deprecated_at, version.sunset_at, format)[1:]]
-    response.raw_headers.append((b"etag", etag.encode()))
-    return response
+    if "*" in held:  # any vector of this id, so there must be one
+        return Answer(304, said[1:], b"")
+    body = encode_one(format, source, id, rows.vectors[0])
+    assert not isinstance(body.content, Iterator)
+    length = (b"content-length", b"%d" % len(body.content))
+    return Answer(200, [length, *said, *_shape(body)], body.content)
 
 
 def _answer_batch(
@@ -180,15 +229,20 @@ def _respond(body: Body, source: Source, version: Version, format: Format) -> Re
     else:
         response = Response(body.content)
     response.raw_headers += _said(source, version.deprecated_at, version.sunset_at, format)
-    if body.shape is not None:
-        response.headers["Backcast-Shape"] = ",".join(str(length) for length in body.shape)
+    response.raw_headers += _shape(body)
     return response
+
+
+def _shape(body: Body) -> Headers:
+    if body.shape is None:
+        return []
+    return [(b"backcast-shape", ",".join(str(length) for length in body.shape).encode())]
 
 
 @lru_cache(maxsize=256)  # as often the same as versions are served; making it took long
 def _said(
     source: Source, deprecated_at: datetime | None, sunset_at: datetime | None, format: Format
-) -> list[tuple[bytes, bytes]]:
+) -> Headers:
     headers = {
         "content-type": format.value,
         "backcast-version": str(source.version),

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from backcast.lifecycle import Backcast, open_backcast, sweep
@@ -377,6 +378,70 @@ def test_nothing_is_served_before_the_first_promotion(tmp_path: Path) -> None:
         for response in (get(client, "item 0", version=0), batch(client, ids=[], version=0)):
             assert_problem(response, 503, "not-ready")
             assert response.headers["Retry-After"] == "1"
+
+
+class TestTheShortWay:
+    """Plain requests are answered before the framework; the long way answers the same."""
+
+    REQUESTS = pytest.mark.parametrize(
+        ("path", "headers"),
+        [
+            ("/embeddings/item 0?version=0", {}),
+            ("/embeddings/item%200?version=1&entity=item", {}),
+            ("/embeddings/in both/kinds?version=live&entity=user", {}),
+            ("/embeddings/item 0?version=0", {"If-None-Match": "*"}),
+            ("/embeddings/item 0?version=0", {"If-None-Match": 'W/"other"'}),
+            *((f"/embeddings/item 0{query}", {}) for query in ("", "?version=2", "?version=x")),
+            ("/embeddings/item 0?version=0&version=0", {}),
+            ("/embeddings/nobody?version=0", {}),
+            ("/embeddings/nobody?version=0", {"If-None-Match": "*"}),
+            ("/embeddings/?version=0", {}),
+            ("/embeddings/%ff?version=0", {}),
+            ("/embeddings/item 0?version=0", {"Accept": "text/html"}),
+            ("/embeddings/item 0?version=0", {"Authorization": "Basic x"}),
+            ("/embeddings/item 0?version=0", {"Authorization": "Bearer bc_nobody_x"}),
+        ],
+    )
+
+    @ALL_FORMATS
+    @REQUESTS
+    def test_both_ways_lead_to_the_same(
+        self,
+        home: Home,
+        client: TestClient,
+        monkeypatch: pytest.MonkeyPatch,
+        path: str,
+        headers: dict[str, str],
+        format: Format,
+    ) -> None:
+        asked = {"Accept": format, **headers}
+        usual = client.get(path, headers=asked)
+        monkeypatch.setattr("service.routes.embeddings.answer_at_once", lambda _scope: None)
+        long = client.get(path, headers=asked)
+        assert (long.status_code, long.content) == (usual.status_code, usual.content)
+        assert sorted(long.headers.multi_items()) == sorted(usual.headers.multi_items())
+
+    def test_plain_requests_take_it(
+        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        etag = get(client, "item 0", version=0).headers["ETag"]
+
+        async def fail(_request: Request) -> None:
+            raise AssertionError("the long way")
+
+        monkeypatch.setattr("service.routes.embeddings.find_reader", fail)
+        assert get(client, "item 0", version=0).status_code == 200
+        known = client.get("/embeddings/item 0?version=0", headers={"If-None-Match": etag})
+        assert known.status_code == 304
+
+    def test_a_caller_who_is_not_known_yet_does_not(self, tmp_path: Path) -> None:
+        with build_home(tmp_path, live=1, reads="keyed") as home, client_of(home) as client:
+            secret = secret_of(home, Scope.READ)
+            client.headers.pop("Authorization", None)
+            for _ in range(2):  # from the registry, then from memory
+                answer = client.get("/embeddings/item 0?version=0", headers=bearer(secret))
+                assert answer.status_code == 200
+                assert client.get("/embeddings/item 0?version=0").status_code == 401
 
 
 class TestConditionalRequests:
