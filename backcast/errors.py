@@ -337,7 +337,8 @@ class SnapshotNotLoaded(StoreError):
 
     def __init__(self, snapshot: str, store: str) -> None:
         super().__init__(
-            f"The vector store {store} does not hold snapshot {snapshot}.",
+            f"The vector store {store} does not hold snapshot {snapshot}. "
+            "Where it is live, promoting its version again loads it.",
             snapshot=snapshot,
             store=store,
         )

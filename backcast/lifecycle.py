@@ -19,6 +19,7 @@ from backcast.errors import (
     InvalidInput,
     NothingPublished,
     PromotionConflict,
+    SnapshotNotLoaded,
     UnknownVersion,
     VersionRetired,
 )
@@ -178,7 +179,8 @@ def find_candidate(
 
     Raises:
         UnknownVersion, NothingPublished, VersionRetired: there is nothing to promote.
-        PromotionConflict: what is live is not what was expected, or it is ``version`` already.
+        PromotionConflict: what is live is not what was expected, or it is ``version`` already, and
+            loaded.
     """
     catalog = backcast.registry.deployments.catalog()
     known = {v.number: v for v in catalog.versions}.get(version)
@@ -192,12 +194,21 @@ def find_candidate(
     snapshot = backcast.registry.snapshots.latest(version)
     if snapshot is None:
         raise NothingPublished(version)
-    if catalog.live is not None and catalog.live.snapshot == snapshot.id:
+    is_live = catalog.live is not None and catalog.live.snapshot == snapshot.id
+    if is_live and _is_loaded(backcast.store, snapshot.id):
         raise PromotionConflict(
             f"Version {version} is live already, with its newest snapshot {snapshot.id}.",
             current_version=version,
         )
     return Candidate(version, snapshot, catalog)
+
+
+def _is_loaded(store: VectorStore, snapshot: str) -> bool:
+    try:
+        store.open(snapshot)
+    except SnapshotNotLoaded:
+        return False
+    return True
 
 
 def plan_promotion(
@@ -234,7 +245,8 @@ def promote(
 ) -> Promoted:
     """Load the newest snapshot of ``version`` into the store and make it live, in one switch.
 
-    Where ``version`` is live already, a newer snapshot of it takes the old one's place.
+    Where ``version`` is live already, a newer snapshot of it takes the old one's place; where the
+    store has lost the live snapshot, it is loaded again, and nothing is switched.
 
     ``force`` overrides failed gates of lineage only, and needs a ``reason``: maps or snapshots
     that are not what was registered are never served.
@@ -251,6 +263,8 @@ def promote(
     rounding = load_snapshot(
         backcast, plan.snapshot, lambda done: report("load", round(0.2 + 0.7 * done, 2))
     )
+    if plan.live is not None and plan.live.snapshot == plan.snapshot:
+        return Promoted(plan.live, rounding)
     report("switch", 0.9)
     switch = Switch(
         kind="refresh" if plan.live and plan.live.version == version else "promote",

@@ -464,12 +464,18 @@ def test_loading_again_is_harmless(home: Home) -> None:
     home.check_served(0)
 
 
-def test_emptied_store_is_filled_again(home: Home) -> None:
-    home.backcast.store.drop(live(home).snapshot)
+def test_emptied_store_is_filled_by_promoting_again(home: Home) -> None:
+    before, history = live(home), home.backcast.registry.deployments.history()
+    home.backcast.store.drop(before.snapshot)
     with pytest.raises(SnapshotNotLoaded):
-        home.backcast.store.open(live(home).snapshot)
-    load_snapshot(home.backcast, live(home).snapshot)
+        home.backcast.store.open(before.snapshot)
+    promoted = promote(home.backcast, 0, actor="test")
+    assert promoted.live == live(home) == before
+    assert home.backcast.registry.deployments.history() == history
     home.check_served(0)
+    assert sweep(home.backcast, NOW) == []
+    with pytest.raises(PromotionConflict, match="live already"):
+        promote(home.backcast, 0, actor="test")
 
 
 class TestRegistration:

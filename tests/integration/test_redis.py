@@ -18,7 +18,7 @@ from redis import Redis
 from starlette.testclient import TestClient
 
 from backcast.errors import ConfigError, SnapshotNotLoaded, StoreError
-from backcast.lifecycle import load_snapshot
+from backcast.lifecycle import load_snapshot, promote
 from backcast.stores.redis import RedisStore
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity
@@ -221,9 +221,7 @@ class TestService:
             check_problem(client, home, "store-error")
             with server.running():
                 check_problem(client, home, "snapshot-not-loaded")
-                live = home.backcast.registry.deployments.live()
-                assert live is not None
-                load_snapshot(home.backcast, live.snapshot)
+                promote(home.backcast, 2, actor="test")
                 check_answers(client, home)
                 stack.close()
 
