@@ -102,9 +102,12 @@ def read_query(request: Request, model: type[Model]) -> Model:
 
 @lru_cache(maxsize=256)
 def parse_query(content: bytes, model: type[BaseModel]) -> BaseModel:
-    """Do the same from the query's bytes.
+    """Return the query in ``content`` as ``model``, nothing in it twice.
 
     A query read before is not read again: nobody may change what is returned.
+
+    Raises:
+        InvalidInput, RequestValidationError: it is not one.
     """
     parameters = QueryParams(content)
     query = dict(parameters)
