@@ -60,7 +60,8 @@ class Version:
     """One registered version k. ``parent`` is the version it was aligned to (None for the first).
 
     ``folder`` and ``files`` name its artifacts; ``until`` is the timestamp (Unix seconds) up to
-    which interactions were used; ``details`` holds configuration, metrics and library versions.
+    which interactions were used; ``details`` holds configuration, metrics and library versions;
+    ``note`` says why it is in its state, where somebody gave a reason.
     """
 
     number: int
@@ -79,6 +80,7 @@ class Version:
     deprecated_at: datetime | None = None
     sunset_at: datetime | None = None
     retired_at: datetime | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Transform:
 class SnapshotRecord:
     """One immutable set of all ver-k vectors, as the registry knows it.
 
-    A superseded snapshot can go live again until it is condemned; then its files are deleted.
+    ``head`` is the number of its last delta. ``base_snapshot`` and ``base_delta`` are what was live
+    when the writing of it began: changes up to there are older than its vectors. A superseded
+    snapshot can go live again until it is condemned; then its files are deleted.
     """
 
     id: str
@@ -115,6 +119,39 @@ class SnapshotRecord:
     superseded_at: datetime | None = None
     condemned_at: datetime | None = None
     deleted_at: datetime | None = None
+    base_snapshot: str | None = None
+    base_delta: int | None = None
+
+
+class DeltaKind(StrEnum):
+    """What a delta does to the ids that it names."""
+
+    UPSERT = "upsert"
+    ERASE = "erase"
+
+
+@dataclass(frozen=True)
+class DeltaDraft:
+    """A change of a snapshot that is about to be registered; its file is already durable.
+
+    ``file`` is a path below the root of the artifacts, ``count`` the number of ids.
+    """
+
+    kind: DeltaKind
+    entity: Entity
+    count: int
+    file: str
+    sha256: str
+    actor: str
+
+
+@dataclass(frozen=True)
+class DeltaRecord(DeltaDraft):
+    """The ``number``-th change of ``snapshot``, counted from 1."""
+
+    snapshot: str
+    number: int
+    created_at: datetime
 
 
 @dataclass(frozen=True)

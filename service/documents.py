@@ -242,8 +242,10 @@ class DeploymentDocument(Document):
     kind: Literal["promote", "rollback", "refresh"]
     version: int
     snapshot: str
+    delta: int = Field(description="The last delta on `snapshot` when it went live.")
     from_version: int | None
     from_snapshot: str | None
+    from_delta: int | None
     actor: str
     reason: str | None
     forced: bool

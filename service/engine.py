@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
+from backcast.changes import ChangedSnapshot, read_changes
 from backcast.devices import choose_device
 from backcast.errors import (
     NotReady,
@@ -32,7 +33,7 @@ from backcast.errors import (
 )
 from backcast.registry import Catalog, Registry
 from backcast.registry.database import utc_now
-from backcast.stores import EmbeddedStore, StoredSnapshot, VectorStore
+from backcast.stores import EmbeddedStore, VectorStore
 from backcast.transforms import AffineMap
 from backcast.versions import Entity, Lineage, Live, Transform, Version, VersionState
 
@@ -121,7 +122,7 @@ class Snapshot:
     Attributes:
         live: version k, snapshot S, delta d and generation.
         dim: D_k.
-        store: the stored ver-k vectors.
+        store: the ver-k vectors as stored, and the changes on them.
         maps: W_k^j for every other version j on the chain of k, retired ones included.
         transforms: what the maps were composed of.
         versions: the record of every version, by number.
@@ -131,7 +132,7 @@ class Snapshot:
 
     live: Live
     dim: int
-    store: StoredSnapshot
+    store: ChangedSnapshot
     maps: Mapping[int, ServedMap]
     transforms: frozenset[Transform]
     versions: Mapping[int, Version]
@@ -292,9 +293,25 @@ class Engine:
         if catalog.live is None:
             return None
         transforms = _transforms_of(catalog, catalog.live.version)
-        if before is not None and before.live == catalog.live and before.transforms == transforms:
-            return replace(before, versions=versions)
-        return self._load(catalog, catalog.live)
+        same = before is not None and replace(before.live, delta=0) == replace(
+            catalog.live, delta=0
+        )
+        if before is None or not same or before.transforms != transforms:
+            return self._load(catalog, catalog.live)
+        return replace(self._changed(before, catalog.live.delta), versions=versions)
+
+    def _changed(self, snapshot: Snapshot, delta: int) -> Snapshot:
+        """Return the snapshot with its deltas up to ``delta``."""
+        live = snapshot.live
+        if delta == live.delta:
+            return snapshot
+        records = self._registry.deltas.of(live.snapshot, after=live.delta, upto=delta)
+        changes = read_changes(self._artifacts, records, snapshot.store.changes)
+        return replace(
+            snapshot,
+            live=replace(live, delta=delta),
+            store=ChangedSnapshot(snapshot.store.stored, changes),
+        )
 
     def _load(self, catalog: Catalog, live: Live) -> Snapshot:
         versions = {v.number: v for v in catalog.versions}
@@ -309,14 +326,15 @@ class Engine:
             loaded_at=utc_now(),
         )
 
-    def _open(self, live: Live, dim: int) -> StoredSnapshot:
+    def _open(self, live: Live, dim: int) -> ChangedSnapshot:
         stored = self._store.open(live.snapshot)
         if stored.dim != dim:
             raise StoreError(
                 f"Snapshot {live.snapshot} has dim {stored.dim} in the vector store; "
                 f"version {live.version} has {dim}."
             )
-        return stored
+        records = self._registry.deltas.of(live.snapshot, upto=live.delta)
+        return ChangedSnapshot(stored, read_changes(self._artifacts, records))
 
     def _maps(self, catalog: Catalog, live: int) -> dict[int, ServedMap]:
         composed = load_chain(catalog, self._artifacts, live)
@@ -328,8 +346,12 @@ class Engine:
             known[before.snapshot.live.snapshot] = before.snapshot
         if snapshot is not None:
             known.pop(snapshot.live.snapshot, None)
-        snapshots = self._registry.snapshots
-        return {id: kept for id, kept in known.items() if snapshots.get(id).condemned_at is None}
+        records = {id: self._registry.snapshots.get(id) for id in known}
+        return {
+            id: self._changed(kept, records[id].head)
+            for id, kept in known.items()
+            if records[id].condemned_at is None
+        }
 
 
 def _transforms_of(catalog: Catalog, version: int) -> frozenset[Transform]:

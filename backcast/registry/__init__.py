@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 
 from backcast.registry import schema
 from backcast.registry.database import Database
+from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
 from backcast.registry.keys import Keys
 from backcast.registry.operations import Operations
@@ -13,7 +14,15 @@ from backcast.registry.snapshots import Snapshots
 from backcast.registry.versions import NumberTaken, VersionDraft, Versions
 from backcast.settings import Settings
 
-__all__ = ["Catalog", "NumberTaken", "Registry", "Switch", "VersionDraft", "open_registry"]
+__all__ = [
+    "Catalog",
+    "NumberTaken",
+    "Registry",
+    "StateMoved",
+    "Switch",
+    "VersionDraft",
+    "open_registry",
+]
 
 
 class Registry:
@@ -29,6 +38,7 @@ class Registry:
         self._engine = engine
         self.versions = Versions(database)
         self.snapshots = Snapshots(database)
+        self.deltas = Deltas(database)
         self.deployments = Deployments(database)
         self.operations = Operations(database)
         self.keys = Keys(database)

@@ -10,8 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from backcast.errors import NothingPublished, PromotionConflict
 from backcast.registry import tables
 from backcast.registry.database import Database, utc_now
+from backcast.registry.deltas import StateMoved, append_deltas
 from backcast.registry.versions import read_transforms, read_versions, set_state
-from backcast.versions import Lineage, Live, Transform, Version, VersionState
+from backcast.versions import DeltaDraft, Lineage, Live, Transform, Version, VersionState
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,12 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Switch:
-    """A change of what is live: from ``seen`` (None: nothing was) to ``version``, ``snapshot``."""
+    """A change of what is live: from ``seen`` (None: nothing was) to ``version``, ``snapshot``.
+
+    Attributes:
+        head: the last delta on ``snapshot`` that the caller knows of.
+        carried: changes that go with the switch: they become the next deltas on ``snapshot``.
+    """
 
     kind: str
     seen: Live | None
@@ -36,6 +42,8 @@ class Switch:
     forced: bool = False
     gates: Mapping[str, Any] | None = None
     operation: str | None = None
+    head: int = 0
+    carried: Sequence[DeltaDraft] = ()
 
 
 class Deployments:
@@ -61,16 +69,19 @@ class Deployments:
 
         Raises:
             PromotionConflict: something else went live meanwhile; nothing was changed.
+            StateMoved: ids were changed meanwhile, on the live snapshot or on the new one; nothing
+                was changed.
             NothingPublished: the snapshot was deleted meanwhile; nothing was changed.
         """
         generation = 1 if change.seen is None else change.seen.generation + 1
-        after = Live(change.version, change.snapshot, 0, generation)
         try:
             with self._db.write() as connection:
+                delta = append_deltas(connection, change.snapshot, change.head, change.carried)
+                after = Live(change.version, change.snapshot, delta, generation)
                 _swap(connection, change.seen, after)
                 _move_states(connection, change)
                 _supersede(connection, change)
-                _record(connection, change, generation)
+                _record(connection, change, after)
         except IntegrityError as error:  # two first promotions at once meet in the primary key
             found = self.live()
             if found == change.seen:
@@ -108,11 +119,12 @@ def _swap(connection: Connection, seen: Live | None, after: Live) -> None:
     if seen is None:
         connection.execute(insert(tables.live).values(id=1, **values))
         return
-    swapped = connection.execute(
-        update(tables.live).where(tables.live.c.generation == seen.generation).values(**values)
-    )
-    if swapped.rowcount != 1:
-        raise _conflict(seen, _read_live(connection))
+    unchanged = (tables.live.c.generation == seen.generation) & (tables.live.c.delta == seen.delta)
+    if connection.execute(update(tables.live).where(unchanged).values(**values)).rowcount != 1:
+        found = _read_live(connection)
+        if found is not None and found.generation == seen.generation:
+            raise StateMoved
+        raise _conflict(seen, found)
 
 
 def _conflict(seen: Live | None, found: Live | None) -> PromotionConflict:
@@ -161,7 +173,7 @@ def _supersede(connection: Connection, change: Switch) -> None:
         raise NothingPublished(change.version)
 
 
-def _record(connection: Connection, change: Switch, generation: int) -> None:
+def _record(connection: Connection, change: Switch, after: Live) -> None:
     connection.execute(
         insert(tables.deployments).values(
             kind=change.kind,
@@ -169,7 +181,9 @@ def _record(connection: Connection, change: Switch, generation: int) -> None:
             snapshot=change.snapshot,
             from_version=change.seen.version if change.seen else None,
             from_snapshot=change.seen.snapshot if change.seen else None,
-            generation=generation,
+            generation=after.generation,
+            delta=after.delta,
+            from_delta=change.seen.delta if change.seen else None,
             actor=change.actor,
             reason=change.reason,
             forced=change.forced,

@@ -23,11 +23,12 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 from backcast.versions import Entity, OperationState, Scope, VersionState
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The Alembic revision that this code is written for."""
 
 metadata = MetaData(
@@ -90,6 +91,7 @@ versions = Table(
     Column("sunset_at", UtcDateTime),
     Column("retired_at", UtcDateTime),
     Column("weights_deleted_at", UtcDateTime),
+    Column("note", Text),
     CheckConstraint("parent IS NULL OR parent < number", name="parent_is_older"),
     CheckConstraint("dim > 0", name="dim_positive"),
     _one_of("state", VersionState),
@@ -124,6 +126,8 @@ snapshots = Table(
     Column("superseded_at", UtcDateTime),
     Column("condemned_at", UtcDateTime),
     Column("deleted_at", UtcDateTime),
+    Column("base_snapshot", String(64)),
+    Column("base_delta", Integer),
 )
 
 deltas = Table(
@@ -160,6 +164,9 @@ operations = Table(
     Column("heartbeat_at", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
+    Column("slot", String(16), index=True, unique=True),
+    Column("beat", Integer, nullable=False, default=0, server_default="0"),
+    Column("resumable", Boolean, nullable=False, default=False, server_default=false()),
     _one_of("state", OperationState),
 )
 
@@ -179,6 +186,8 @@ deployments = Table(
     Column("gates", JSON, nullable=False),
     _id("operation", "operations.id"),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("delta", Integer, nullable=False, default=0, server_default="0"),
+    Column("from_delta", Integer),
     CheckConstraint("kind IN ('promote', 'rollback', 'refresh')", name="kind_known"),
 )
 
@@ -193,7 +202,33 @@ diffs = Table(
     Column("deployment", Integer, ForeignKey("deployments.id")),
     Column("figures", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    UniqueConstraint("snapshot", "baseline_snapshot", "target"),
+    Column("baseline_delta", Integer, nullable=False, default=0, server_default="0"),
+    UniqueConstraint("deployment", "target"),
+)
+
+drifts = Table(
+    "drifts",
+    metadata,
+    _id("snapshot", "snapshots.id", primary_key=True),
+    _id("id", nullable=False, unique=True),
+    Column("targets", JSON, nullable=False),
+    Column("counts", JSON, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("figures", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("entity", String(16), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("entity", "sha256"),
+    _one_of("entity", Entity),
 )
 
 live = Table(

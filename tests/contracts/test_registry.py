@@ -281,6 +281,8 @@ class TestLive:
             "from_version": 0,
             "from_snapshot": "s0",
             "generation": 2,
+            "delta": 0,
+            "from_delta": 0,
             "actor": "ann",
             "reason": "better",
             "forced": True,
@@ -334,7 +336,7 @@ class TestLive:
         add_line(registry, {0: None, 1: 0})
         seen = promote(registry, 0)
         before = contents(engine)
-        with pytest.raises(IntegrityError):
+        with pytest.raises(UnknownSnapshot):
             registry.deployments.switch(change(seen, 1, "s9"))
         assert contents(engine) == before
 

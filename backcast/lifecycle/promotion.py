@@ -1,13 +1,6 @@
-"""A version's life: registered, published, promoted.
+"""A version goes live: gates, then the store, then one switch."""
 
-Order is what makes a kill harmless: files first, made durable under a name of their own, then one
-transaction. A kill before the transaction leaves litter and the old state; after it, the new state.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -19,36 +12,21 @@ from backcast.errors import (
     InvalidInput,
     NothingPublished,
     PromotionConflict,
-    SnapshotNotLoaded,
     UnknownVersion,
     VersionRetired,
 )
-from backcast.registry import Catalog, NumberTaken, Registry, Switch, VersionDraft, open_registry
-from backcast.registry.database import utc_now
-from backcast.settings import Settings
-from backcast.snapshots import read_snapshot, write_snapshot
-from backcast.stores import Rounding, VectorStore, open_store
-from backcast.vectors import VectorBatch
+from backcast.lifecycle.carrying import switch_carrying
+from backcast.lifecycle.loading import is_loaded, load_snapshot
+from backcast.lifecycle.places import Backcast, Report
+from backcast.registry import Catalog, Switch
+from backcast.snapshots import read_snapshot
+from backcast.stores import Rounding
 from backcast.versions import (
-    Entity,
     Lineage,
     Live,
     SnapshotRecord,
-    Version,
     VersionState,
 )
-
-Report = Callable[[str, float], None]
-"""Called with the name of a step and the fraction of the whole that is done."""
-
-
-@dataclass(frozen=True)
-class Backcast:
-    """Registry, artifacts and store: the three places that a version lives in."""
-
-    registry: Registry
-    artifacts: Artifacts
-    store: VectorStore
 
 
 class Expected(Enum):
@@ -69,13 +47,6 @@ class Candidate:
     def live(self) -> Live | None:
         """What was live."""
         return self.catalog.live
-
-
-@contextmanager
-def open_backcast(settings: Settings) -> Iterator[Backcast]:
-    """Open registry, artifacts and store, and close them at the end."""
-    with open_registry(settings) as registry, closing(open_store(settings)) as store:
-        yield Backcast(registry, Artifacts(settings.artifacts_root), store)
 
 
 @dataclass(frozen=True)
@@ -122,54 +93,6 @@ class Plan:
         }
 
 
-def register_version(
-    registry: Registry, artifacts: Artifacts, draft: VersionDraft, files: Mapping[str, bytes]
-) -> Version:
-    """Write a version's files, then its row and those of its maps in one transaction.
-
-    The number in ``draft`` is a proposal: where another trainer took it meanwhile, the next free
-    one is given. ``draft.folder`` and ``draft.files`` are filled in here.
-    """
-    while True:
-        folder = artifacts.new_folder("versions", f"v{draft.number}")
-        try:
-            draft = replace(draft, folder=folder, files=artifacts.write(folder, files))
-        except BaseException:
-            artifacts.delete(folder)
-            raise
-        # Only a row that was refused frees its files: where the answer to a commit is lost, the
-        # row may be there, and files that no row names are only litter.
-        try:
-            return registry.versions.register(draft)
-        except NumberTaken:
-            artifacts.delete(folder)
-            draft = _renumbered(draft, registry.versions.next_number())
-        except (InvalidInput, UnknownVersion):
-            artifacts.delete(folder)
-            raise
-
-
-def _renumbered(draft: VersionDraft, number: int) -> VersionDraft:
-    if draft.parent is None:
-        raise Conflict("Version 0 was registered meanwhile; train against it as the parent.")
-    maps = tuple(replace(t, source=number) for t in draft.transforms)
-    return replace(draft, number=number, transforms=maps)
-
-
-def publish(
-    registry: Registry,
-    artifacts: Artifacts,
-    version: int,
-    batches: Iterable[VectorBatch],
-    details: Mapping[str, Any],
-) -> SnapshotRecord:
-    """Write a snapshot of ``version`` and register it; it can be promoted when this returns."""
-    known = registry.versions.get(version)
-    record = write_snapshot(artifacts, version, known.dim, batches)
-    registry.snapshots.register(record, details)  # its files stay where the answer is lost
-    return record
-
-
 def find_candidate(
     backcast: Backcast, version: int, *, expected_live: int | Expected | None = None
 ) -> Candidate:
@@ -195,20 +118,12 @@ def find_candidate(
     if snapshot is None:
         raise NothingPublished(version)
     is_live = catalog.live is not None and catalog.live.snapshot == snapshot.id
-    if is_live and _is_loaded(backcast.store, snapshot.id):
+    if is_live and is_loaded(backcast.store, snapshot.id):
         raise PromotionConflict(
             f"Version {version} is live already, with its newest snapshot {snapshot.id}.",
             current_version=version,
         )
     return Candidate(version, snapshot, catalog)
-
-
-def _is_loaded(store: VectorStore, snapshot: str) -> bool:
-    try:
-        store.open(snapshot)
-    except SnapshotNotLoaded:
-        return False
-    return True
 
 
 def plan_promotion(
@@ -277,51 +192,7 @@ def promote(
         gates={gate.name: gate.finding for gate in plan.gates},
         operation=operation,
     )
-    return Promoted(backcast.registry.deployments.switch(switch), rounding)
-
-
-def load_snapshot(
-    backcast: Backcast, snapshot: str, advance: Callable[[float], None] = lambda _done: None
-) -> Rounding:
-    """Load a published snapshot into the store; harmless where it is there already.
-
-    ``advance`` is told the fraction that is done, at most a hundred times. Returns the precision
-    that the vectors are stored at, and what it cost.
-
-    Raises:
-        InvalidInput: a number is too large for the store's precision.
-    """
-    record = backcast.registry.snapshots.get(snapshot)
-    counts = {Entity(name): count for name, count in record.counts.items()}
-    batches = _counted(read_snapshot(backcast.artifacts, record), sum(counts.values()), advance)
-    backcast.store.load(snapshot, record.dim, counts, batches)
-    return backcast.store.open(snapshot).rounding
-
-
-def _counted(
-    batches: Iterable[VectorBatch], total: int, advance: Callable[[float], None]
-) -> Iterator[VectorBatch]:
-    done = told = 0
-    for batch in batches:
-        if told < 100 * done // total:
-            told = 100 * done // total
-            advance(told / 100)
-        yield batch
-        done += len(batch.ids)
-
-
-def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
-    """Delete snapshots superseded longer than ``grace`` ago from store and artifacts.
-
-    Returns their ids. They are condemned first and noted as deleted last, so that a kill half-way
-    is finished by the next call, and no transaction is open while files are deleted.
-    """
-    condemned = backcast.registry.snapshots.condemn(utc_now() - grace)
-    for snapshot in condemned:
-        backcast.store.drop(snapshot.id)
-        backcast.artifacts.delete(snapshot.folder)
-        backcast.registry.snapshots.mark_deleted(snapshot.id)
-    return [snapshot.id for snapshot in condemned]
+    return Promoted(switch_carrying(backcast, switch), rounding)
 
 
 def _lineage_gate(chain: list[int], live: Live | None) -> Gate:

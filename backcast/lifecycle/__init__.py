@@ -1,0 +1,38 @@
+"""A version's life: registered, published, promoted, superseded, gone.
+
+Order is what makes a kill harmless: files first, made durable under a name of their own, then one
+transaction. A kill before the transaction leaves litter and the old state; after it, the new state.
+"""
+
+from backcast.lifecycle.collecting import sweep
+from backcast.lifecycle.loading import load_snapshot
+from backcast.lifecycle.places import Backcast, Report, open_backcast
+from backcast.lifecycle.promotion import (
+    Candidate,
+    Expected,
+    Gate,
+    Plan,
+    Promoted,
+    find_candidate,
+    plan_promotion,
+    promote,
+)
+from backcast.lifecycle.registering import publish, register_version
+
+__all__ = [
+    "Backcast",
+    "Candidate",
+    "Expected",
+    "Gate",
+    "Plan",
+    "Promoted",
+    "Report",
+    "find_candidate",
+    "load_snapshot",
+    "open_backcast",
+    "plan_promotion",
+    "promote",
+    "publish",
+    "register_version",
+    "sweep",
+]
