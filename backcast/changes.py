@@ -71,6 +71,11 @@ def write_delta(artifacts: Artifacts, delta: Delta, actor: str) -> DeltaDraft:
     )
 
 
+def discard_delta(artifacts: Artifacts, draft: DeltaDraft) -> None:
+    """Delete the file of a delta that no row names."""
+    artifacts.delete(draft.file.rpartition("/")[0])
+
+
 def read_delta(artifacts: Artifacts, record: DeltaRecord) -> Delta:
     """Read a delta back; raise ArtifactMissing or ArtifactCorrupt."""
     folder, _, name = record.file.rpartition("/")
@@ -132,10 +137,13 @@ class Changes:
     def batches(self) -> Iterator[VectorBatch]:
         """Yield the vectors of all upserted ids."""
         for entity in self.places:
-            ids = self.upserted(entity)
-            for start in range(0, len(ids), _ROWS):
-                piece = ids[start : start + _ROWS]
-                yield VectorBatch(entity, piece, self.vectors_of(entity, piece))
+            yield from self.batches_of(entity, self.upserted(entity))
+
+    def batches_of(self, entity: Entity, ids: Sequence[str]) -> Iterator[VectorBatch]:
+        """Yield the vectors of some upserted ids."""
+        for start in range(0, len(ids), _ROWS):
+            piece = ids[start : start + _ROWS]
+            yield VectorBatch(entity, piece, self.vectors_of(entity, piece))
 
     def put_into(self, entity: Entity, ids: Sequence[str], gathered: Gathered) -> None:
         """Overwrite what was gathered for ``ids`` where they were changed."""
@@ -173,6 +181,18 @@ def changed_batches(batches: Iterable[VectorBatch], changes: Changes) -> Iterato
         elif kept:
             yield VectorBatch(batch.entity, [batch.ids[row] for row in kept], batch.vectors[kept])
     yield from changes.batches()
+
+
+def with_upserts(batches: Iterable[VectorBatch], changes: Changes) -> Iterator[VectorBatch]:
+    """Yield newer vectors, then those of upserted ids that are not among them."""
+    lacking = {entity: dict.fromkeys(changes.upserted(entity)) for entity in changes.places}
+    for batch in batches:
+        if lacking.get(batch.entity):
+            for id in batch.ids:
+                lacking[batch.entity].pop(id, None)
+        yield batch
+    for entity, ids in lacking.items():
+        yield from changes.batches_of(entity, list(ids))
 
 
 class ChangedSnapshot:

@@ -160,6 +160,23 @@ def read_snapshot(artifacts: Artifacts, record: SnapshotRecord) -> Iterator[Vect
             raise ArtifactCorrupt(where, f"it holds {seen} rows, not {entry['count']}")
 
 
+def read_ids(artifacts: Artifacts, record: SnapshotRecord, entity: Entity) -> Iterator[list[str]]:
+    """Yield the ids of one entity kind, some at a time, without their vectors.
+
+    The column is read alone, so no checksum is verified: for reports and searches, not to serve.
+    """
+    entry = _read_manifest(artifacts, record)["files"].get(str(entity))
+    if entry is None:
+        return
+    where = artifacts.url(record.folder, entry["name"])
+    with artifacts.open_unchecked(record.folder, entry["name"]) as file:
+        try:
+            for rows in pq.ParquetFile(file).iter_batches(batch_size=_ROWS, columns=["id"]):
+                yield rows.column("id").to_pylist()
+        except (pa.ArrowException, KeyError) as error:
+            raise ArtifactCorrupt(where, str(error)) from error
+
+
 def _read_manifest(artifacts: Artifacts, record: SnapshotRecord) -> Any:
     manifest = artifacts.read_json(record.folder, _MANIFEST, record.manifest_sha256)
     if manifest["format"] != FORMAT or manifest["dim"] != record.dim:

@@ -4,6 +4,7 @@ Order is what makes a kill harmless: files first, made durable under a name of t
 transaction. A kill before the transaction leaves litter and the old state; after it, the new state.
 """
 
+from backcast.lifecycle.changing import erase, upsert
 from backcast.lifecycle.collecting import sweep
 from backcast.lifecycle.loading import load_snapshot
 from backcast.lifecycle.places import Backcast, Report, open_backcast
@@ -18,15 +19,19 @@ from backcast.lifecycle.promotion import (
     promote,
 )
 from backcast.lifecycle.registering import publish, register_version
+from backcast.lifecycle.remains import ErasureReport, Holder
 
 __all__ = [
     "Backcast",
     "Candidate",
+    "ErasureReport",
     "Expected",
     "Gate",
+    "Holder",
     "Plan",
     "Promoted",
     "Report",
+    "erase",
     "find_candidate",
     "load_snapshot",
     "open_backcast",
@@ -35,4 +40,5 @@ __all__ = [
     "publish",
     "register_version",
     "sweep",
+    "upsert",
 ]

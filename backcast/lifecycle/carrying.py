@@ -3,61 +3,69 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from backcast.changes import Changes, Delta, read_changes, write_delta
-from backcast.errors import PromotionConflict
+from backcast.changes import Changes, Delta, discard_delta, read_delta, write_delta
+from backcast.errors import Conflict
 from backcast.lifecycle.places import Backcast
-from backcast.registry import StateMoved, Switch
-from backcast.versions import DeltaDraft, Live, SnapshotRecord
-
-_ATTEMPTS = 20
+from backcast.registry import Switch
+from backcast.versions import DeltaDraft, DeltaRecord, Live, SnapshotRecord
 
 
 def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
     """Switch, with all upserts that came since the new snapshot was begun; return what is live.
 
-    Ids may change while this looks; then it looks again.
+    No id is changed between the look at what must be carried and the switch: whoever wants to
+    change one waits.
 
     Raises:
-        PromotionConflict: something else went live, or ids change faster than this can follow.
+        PromotionConflict: something else went live.
         NothingPublished: the snapshot was deleted meanwhile.
     """
-    for _ in range(_ATTEMPTS):
+    carried: list[DeltaDraft] = []
+
+    def with_carried() -> Switch:
         live = backcast.registry.deployments.live()
         target = backcast.registry.snapshots.get(switch.snapshot)
-        carried = _carry(backcast, live, target, switch.actor)
-        seen = switch.seen
-        if seen is not None and live is not None and live.generation == seen.generation:
-            seen = live  # the same, with the deltas that are carried
-        try:
-            return backcast.registry.deployments.switch(
-                replace(switch, seen=seen, head=target.head, carried=carried)
-            )
-        except StateMoved:
-            _discard(backcast, carried)
-        except PromotionConflict:
-            _discard(backcast, carried)
-            raise
-    raise PromotionConflict(
-        f"The ids of the live version changed {_ATTEMPTS} times while version {switch.version} "
-        "was to go live; nothing was switched. Try again.",
-        current_version=None if switch.seen is None else switch.seen.version,
-    )
+        ready = replace(switch, head=target.head)
+        if live is None or switch.seen is None or live.generation != switch.seen.generation:
+            return ready  # nothing to carry, or something else went live and this is refused
+        carried.extend(_carry(backcast, live, target, switch.actor))
+        return replace(ready, seen=live, carried=carried)
+
+    try:
+        return backcast.registry.deployments.switch_in_turn(with_carried)
+    except Conflict:  # refused for certain; where an answer is lost, the files may be needed
+        _discard(backcast, carried)
+        raise
 
 
 def missed_upserts(backcast: Backcast, live: Live, target: SnapshotRecord) -> Changes:
     """Return the upserts on what is live that are newer than ``target``, of the same version."""
-    if live.version != target.version or live.snapshot == target.id:
+    if live.version != target.version:
         return Changes()
-    known = target.base_delta if target.base_snapshot == live.snapshot else 0
-    records = backcast.registry.deltas.of(live.snapshot, after=known or 0, upto=live.delta)
-    return read_changes(backcast.artifacts, records)
+    records = _newer(backcast, live, target)
+    # Numbers of several snapshots: they are counted anew.
+    return Changes().after(enumerate(read_delta(backcast.artifacts, record) for record in records))
 
 
-def _carry(
-    backcast: Backcast, live: Live | None, target: SnapshotRecord, actor: str
-) -> list[DeltaDraft]:
-    if live is None:
-        return []
+def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[DeltaRecord]:
+    """Return the deltas since ``target`` was begun, from its base or itself on to what is live."""
+    deltas = backcast.registry.deltas
+    snapshot, upto, newer = live.snapshot, live.delta, list[DeltaRecord]()
+    for arrival in backcast.registry.deployments.history():
+        if snapshot == target.id:
+            return newer
+        if snapshot == target.base_snapshot:
+            return deltas.of(snapshot, after=target.base_delta or 0, upto=upto) + newer
+        before = arrival["from_snapshot"] if arrival["from_version"] == target.version else None
+        if before is None or backcast.registry.snapshots.get(before).condemned_at is not None:
+            return deltas.of(snapshot, upto=upto) + newer
+        # What it had when it went live it had from the one before, or was told on both.
+        newer = deltas.of(snapshot, after=arrival["delta"], upto=upto) + newer
+        snapshot, upto = before, arrival["from_delta"]
+    return newer
+
+
+def _carry(backcast: Backcast, live: Live, target: SnapshotRecord, actor: str) -> list[DeltaDraft]:
     missed = missed_upserts(backcast, live, target)
     return [
         write_delta(backcast.artifacts, Delta(entity, ids, missed.vectors_of(entity, ids)), actor)
@@ -68,4 +76,4 @@ def _carry(
 
 def _discard(backcast: Backcast, drafts: Sequence[DeltaDraft]) -> None:
     for draft in drafts:
-        backcast.artifacts.delete(draft.file.rpartition("/")[0])
+        discard_delta(backcast.artifacts, draft)

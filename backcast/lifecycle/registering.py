@@ -1,15 +1,23 @@
 """Versions and snapshots are written: files first, then one row in one transaction."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from backcast.artifacts import Artifacts
+from backcast.changes import (
+    Changes,
+    Delta,
+    discard_delta,
+    read_changes,
+    with_upserts,
+    write_delta,
+)
 from backcast.errors import Conflict, InvalidInput, UnknownVersion
-from backcast.registry import NumberTaken, Registry, VersionDraft
-from backcast.snapshots import write_snapshot
+from backcast.registry import Erased, NumberTaken, Registry, StateMoved, VersionDraft
+from backcast.snapshots import read_ids, write_snapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import SnapshotRecord, Version
+from backcast.versions import DeltaDraft, Live, SnapshotRecord, Version
 
 
 def register_version(
@@ -46,17 +54,86 @@ def _renumbered(draft: VersionDraft, number: int) -> VersionDraft:
     return replace(draft, number=number, transforms=maps)
 
 
+@dataclass(frozen=True)
+class Base:
+    """What there was when the making of vectors began: what changed later is newer than they."""
+
+    live: Live | None
+    erased: Erased
+
+    @classmethod
+    def now(cls, registry: Registry) -> Self:
+        """Look."""
+        return cls(registry.deployments.live(), registry.erasures.all())
+
+
 def publish(
     registry: Registry,
     artifacts: Artifacts,
     version: int,
     batches: Iterable[VectorBatch],
     details: Mapping[str, Any],
+    *,
+    base: Base | None = None,
 ) -> SnapshotRecord:
-    """Write a snapshot of ``version`` and register it; it can be promoted when this returns."""
-    known, live = registry.versions.get(version), registry.deployments.live()
-    record = write_snapshot(artifacts, version, known.dim, batches)
-    if live is not None:
-        record = replace(record, base_snapshot=live.snapshot, base_delta=live.delta)
-    registry.snapshots.register(record, details)  # its files stay where the answer is lost
-    return record
+    """Write a snapshot of ``version`` and register it; it can be promoted when this returns.
+
+    Erased ids are left out, those too that are erased while this goes on. Where the version is
+    live, ids that were put since its snapshot was published and that ``batches`` lack are added.
+
+    ``base`` is what there was when the vectors were begun, where that was before this call.
+    """
+    known, base = registry.versions.get(version), base or Base.now(registry)
+    batches = with_upserts(batches, _upserts(registry, artifacts, base, version))
+    record = write_snapshot(artifacts, version, known.dim, _without_erased(batches, base.erased))
+    if base.live is not None:
+        record = replace(record, base_snapshot=base.live.snapshot, base_delta=base.live.delta)
+    return _register(registry, artifacts, record, details, base.erased)
+
+
+def _upserts(registry: Registry, artifacts: Artifacts, base: Base, version: int) -> Changes:
+    live = base.live
+    if live is None or live.version != version:
+        return Changes()
+    return read_changes(artifacts, registry.deltas.of(live.snapshot, upto=live.delta))
+
+
+def _without_erased(batches: Iterable[VectorBatch], erased: Erased) -> Iterator[VectorBatch]:
+    for batch in batches:
+        if not erased.digests.get(batch.entity):
+            yield batch
+            continue
+        kept = [row for row, id in enumerate(batch.ids) if not erased.covers(batch.entity, id)]
+        yield VectorBatch(batch.entity, [batch.ids[row] for row in kept], batch.vectors[kept])
+
+
+def _register(
+    registry: Registry,
+    artifacts: Artifacts,
+    record: SnapshotRecord,
+    details: Mapping[str, Any],
+    left_out: Erased,
+) -> SnapshotRecord:
+    seen, drafts = left_out, list[DeltaDraft]()
+    while True:
+        try:  # its files stay where the answer is lost
+            registry.snapshots.register(record, details, erased=seen, drafts=drafts)
+        except StateMoved:
+            for draft in drafts:
+                discard_delta(artifacts, draft)
+            seen = registry.erasures.all(after=left_out.number)
+            drafts = _late_erasures(artifacts, record, seen)
+        else:
+            return replace(record, head=len(drafts))
+
+
+def _late_erasures(
+    artifacts: Artifacts, record: SnapshotRecord, erased: Erased
+) -> list[DeltaDraft]:
+    drafts = []
+    for entity in erased.digests:
+        listed = (id for some in read_ids(artifacts, record, entity) for id in some)
+        ids = [id for id in listed if erased.covers(entity, id)]
+        if ids:
+            drafts.append(write_delta(artifacts, Delta(entity, ids), "backcast publish"))
+    return drafts

@@ -8,6 +8,7 @@ from backcast.registry import schema
 from backcast.registry.database import Database
 from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
+from backcast.registry.erasures import Erased, Erasures, digest_of
 from backcast.registry.keys import Keys
 from backcast.registry.operations import Operations
 from backcast.registry.snapshots import Snapshots
@@ -16,11 +17,13 @@ from backcast.settings import Settings
 
 __all__ = [
     "Catalog",
+    "Erased",
     "NumberTaken",
     "Registry",
     "StateMoved",
     "Switch",
     "VersionDraft",
+    "digest_of",
     "open_registry",
 ]
 
@@ -39,6 +42,7 @@ class Registry:
         self.versions = Versions(database)
         self.snapshots = Snapshots(database)
         self.deltas = Deltas(database)
+        self.erasures = Erasures(database)
         self.deployments = Deployments(database)
         self.operations = Operations(database)
         self.keys = Keys(database)

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, TimeoutError
 
 from backcast.errors import RegistryError
+
+_STATE_LOCK = 0x73746174  # any constant: PostgreSQL's advisory lock of this name
 
 
 def utc_now() -> datetime:
@@ -35,6 +37,17 @@ class Database:
         """A transaction that is committed whole, or not at all where an error leaves it."""
         with _translated(self.engine), self.engine.begin() as connection:
             yield connection
+
+
+def take_turn(connection: Connection) -> None:
+    """Let no other transaction change what snapshots amount to before this one has ended.
+
+    They touch several rows, in different orders, and rest on what they have not seen: an erasure on
+    there being no further snapshot, a publication on there being no further erasure. Writers of
+    SQLite wait for each other anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STATE_LOCK})
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Numbered changes of snapshots. Their own files never change: S.d is S and its first d deltas."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from backcast.errors import UnknownSnapshot
 from backcast.registry import tables
-from backcast.registry.database import Database, utc_now
+from backcast.registry.database import Database, take_turn, utc_now
 from backcast.versions import DeltaDraft, DeltaKind, DeltaRecord, Entity, Live
+
+_AT_ONCE = 500  # values in a statement
 
 
 class StateMoved(Exception):
@@ -41,14 +43,38 @@ class Deltas:
                 for row in rows
             ]
 
-    def append(self, seen: Live, drafts: Sequence[DeltaDraft]) -> Live:
+    def changed(self, snapshot: str) -> int:
+        """Return how many ids the deltas on ``snapshot`` name, each as often as it is named."""
+        named = select(func.coalesce(func.sum(tables.deltas.c.count), 0))
+        with self._db.read() as connection:
+            return int(connection.scalar(named.where(tables.deltas.c.snapshot == snapshot)) or 0)
+
+    def append(
+        self, seen: Live, drafts: Sequence[DeltaDraft], back: Mapping[Entity, Sequence[str]]
+    ) -> Live:
         """Make ``drafts`` the next deltas on the live snapshot, if ``seen`` is still live.
+
+        ``back`` are the digests of the ids that have a vector again, by entity kind: their
+        erasures are over.
 
         Raises:
             StateMoved: it is not, or another delta came first; nothing was changed.
         """
         with self._db.write() as connection:
+            take_turn(connection)
+            for entity, digests in back.items():
+                end_erasures(connection, entity, digests)
             return append_to_live(connection, seen, drafts)
+
+
+def end_erasures(connection: Connection, entity: Entity, digests: Sequence[str]) -> None:
+    """Take ids off the list of those that are left out, within the caller's transaction."""
+    if connection.scalar(select(tables.erasures.c.number).limit(1)) is None:
+        return
+    listed = tables.erasures.c
+    for start in range(0, len(digests), _AT_ONCE):
+        some = listed.sha256.in_(digests[start : start + _AT_ONCE])
+        connection.execute(delete(tables.erasures).where((listed.entity == entity) & some))
 
 
 def append_to_live(connection: Connection, seen: Live, drafts: Sequence[DeltaDraft]) -> Live:

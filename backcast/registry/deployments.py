@@ -1,6 +1,6 @@
 """What is live, and how it came to be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from backcast.errors import NothingPublished, PromotionConflict
 from backcast.registry import tables
-from backcast.registry.database import Database, utc_now
+from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
 from backcast.registry.versions import read_transforms, read_versions, set_state
 from backcast.versions import DeltaDraft, Lineage, Live, Transform, Version, VersionState
@@ -55,13 +55,13 @@ class Deployments:
     def live(self) -> Live | None:
         """Return what is live, None before the first promotion."""
         with self._db.read() as connection:
-            return _read_live(connection)
+            return read_live(connection)
 
     def catalog(self) -> Catalog:
         """Return live row, versions and maps of one moment."""
         with self._db.read() as connection:
             return Catalog(
-                _read_live(connection), read_versions(connection), read_transforms(connection)
+                read_live(connection), read_versions(connection), read_transforms(connection)
             )
 
     def switch(self, change: Switch) -> Live:
@@ -73,9 +73,18 @@ class Deployments:
                 was changed.
             NothingPublished: the snapshot was deleted meanwhile; nothing was changed.
         """
-        generation = 1 if change.seen is None else change.seen.generation + 1
+        return self.switch_in_turn(lambda: change)
+
+    def switch_in_turn(self, make: Callable[[], Switch]) -> Live:
+        """Switch as ``make`` says, which is called when nobody else can change anything any more.
+
+        It may read the registry, and write files; whoever wants to change something waits for it.
+        """
         try:
             with self._db.write() as connection:
+                take_turn(connection)
+                change = make()
+                generation = 1 if change.seen is None else change.seen.generation + 1
                 delta = append_deltas(connection, change.snapshot, change.head, change.carried)
                 after = Live(change.version, change.snapshot, delta, generation)
                 _swap(connection, change.seen, after)
@@ -96,7 +105,8 @@ class Deployments:
             return [dict(row._mapping) for row in connection.execute(newest_first)]
 
 
-def _read_live(connection: Connection) -> Live | None:
+def read_live(connection: Connection) -> Live | None:
+    """Return what is live, within the caller's transaction."""
     row = connection.execute(
         select(
             tables.live.c.version,
@@ -121,7 +131,7 @@ def _swap(connection: Connection, seen: Live | None, after: Live) -> None:
         return
     unchanged = (tables.live.c.generation == seen.generation) & (tables.live.c.delta == seen.delta)
     if connection.execute(update(tables.live).where(unchanged).values(**values)).rowcount != 1:
-        found = _read_live(connection)
+        found = read_live(connection)
         if found is not None and found.generation == seen.generation:
             raise StateMoved
         raise _conflict(seen, found)

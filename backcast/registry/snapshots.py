@@ -1,6 +1,6 @@
 """Published snapshots."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,8 +8,10 @@ from sqlalchemy import Row, insert, select, update
 
 from backcast.errors import UnknownSnapshot
 from backcast.registry import tables
-from backcast.registry.database import Database, utc_now
-from backcast.versions import SnapshotRecord
+from backcast.registry.database import Database, take_turn, utc_now
+from backcast.registry.deltas import StateMoved, append_deltas
+from backcast.registry.erasures import Erased, last_erasure
+from backcast.versions import DeltaDraft, SnapshotRecord
 
 
 class Snapshots:
@@ -18,12 +20,29 @@ class Snapshots:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def register(self, record: SnapshotRecord, details: Mapping[str, Any]) -> None:
-        """Write a snapshot whose files are already durable."""
+    def register(
+        self,
+        record: SnapshotRecord,
+        details: Mapping[str, Any],
+        *,
+        erased: Erased | None = None,
+        drafts: Sequence[DeltaDraft] = (),
+    ) -> None:
+        """Write a snapshot whose files are already durable, and the first deltas on it.
+
+        ``erased`` is what they leave out, or was thought of in ``drafts``.
+
+        Raises:
+            StateMoved: there is a later erasure; nothing was written.
+        """
         values = {field: getattr(record, field) for field in _FIELDS}
         values["counts"] = dict(record.counts)
         with self._db.write() as connection:
+            take_turn(connection)
+            if erased is not None and last_erasure(connection) > erased.number:
+                raise StateMoved
             connection.execute(insert(tables.snapshots).values(**values, details=dict(details)))
+            append_deltas(connection, record.id, record.head, drafts)
 
     def get(self, id: str) -> SnapshotRecord:
         """Return one snapshot; raise UnknownSnapshot."""
@@ -41,6 +60,22 @@ class Snapshots:
             row = connection.execute(_select().where(wanted).order_by(*newest_first)).first()
         return None if row is None else _snapshot(row)
 
+    def undeleted(self) -> list[SnapshotRecord]:
+        """Return every snapshot whose files are not known to be gone, oldest first."""
+        kept = _select().where(tables.snapshots.c.deleted_at.is_(None))
+        oldest_first = (tables.snapshots.c.created_at, tables.snapshots.c.id)
+        with self._db.read() as connection:
+            return [_snapshot(row) for row in connection.execute(kept.order_by(*oldest_first))]
+
+    def datasets(self) -> list[str]:
+        """Return the data set folders that versions and undeleted snapshots were made from."""
+        kept = tables.snapshots.c.deleted_at.is_(None)
+        with self._db.read() as connection:
+            trained = set(connection.scalars(select(tables.versions.c.dataset)))
+            published = connection.scalars(select(tables.snapshots.c.details).where(kept))
+            named = {details.get("dataset") for details in published}
+        return sorted(trained | {name for name in named if name})
+
     def condemn(self, moment: datetime) -> list[SnapshotRecord]:
         """Condemn what was superseded at ``moment`` or before; return all that waits for deletion.
 
@@ -57,6 +92,7 @@ class Snapshots:
             if connection.execute(_select().where(due | waiting)).first() is None:
                 return []
         with self._db.write() as connection:
+            take_turn(connection)
             connection.execute(update(tables.snapshots).where(due).values(condemned_at=utc_now()))
             return [_snapshot(row) for row in connection.execute(_select().where(waiting))]
 

@@ -229,6 +229,7 @@ erasures = Table(
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("entity", "sha256"),
     _one_of("entity", Entity),
+    sqlite_autoincrement=True,  # a number is never given again: it says what came later
 )
 
 live = Table(

@@ -55,6 +55,7 @@ def upgrade() -> None:
         sa.CheckConstraint("entity IN ('item', 'user')", name=op.f("ck_erasures_entity_known")),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_erasures")),
         sa.UniqueConstraint("entity", "sha256", name=op.f("uq_erasures_entity_sha256")),
+        sqlite_autoincrement=True,
     )
 
 

@@ -1,0 +1,156 @@
+"""Vectors of single ids are put, and ids erased, between two publications."""
+
+import random
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backcast.changes import Delta, discard_delta, write_delta
+from backcast.errors import Conflict, DimensionMismatch, InvalidInput, PromotionConflict
+from backcast.lifecycle.places import Backcast
+from backcast.lifecycle.remains import ErasureReport, report_remains
+from backcast.registry import StateMoved, digest_of
+from backcast.vectors import VectorBatch, check_id
+from backcast.versions import DeltaDraft, Entity, Live
+
+_ATTEMPTS = 100
+_LONGEST_PAUSE = 0.05
+
+
+def upsert(
+    backcast: Backcast,
+    entity: Entity,
+    ids: Sequence[str],
+    vectors: NDArray[np.float32],
+    *,
+    actor: str,
+    most_changed: int,
+    expected_live: int | None = None,
+) -> Live:
+    """Give ids of the live version new vectors; durable, and visible at once, when this returns.
+
+    Args:
+        backcast: where the live version lies.
+        entity: what the ids stand for.
+        ids: n different ids, known to the live snapshot or not.
+        vectors: (n, D_k) float32, finite, made by the live version's model.
+        actor: who does this.
+        most_changed: how many ids may be changed on one snapshot.
+        expected_live: the version that the vectors were made for, where the caller knows.
+
+    Returns:
+        What is live then: S.d with the new vectors.
+
+    Raises:
+        InvalidInput, DimensionMismatch: the ids or the vectors are none that can be stored.
+        PromotionConflict: another version is live than was expected.
+        Conflict: nothing is live, or too many ids are changed already.
+    """
+    seen = _demand_live(backcast, expected_live)
+    dim = backcast.registry.versions.get(seen.version).dim
+    draft = write_delta(backcast.artifacts, _upsert(entity, ids, vectors, dim), actor)
+    try:
+        return _append(backcast, draft, ids, seen.version, most_changed)
+    except Conflict:  # refused for certain; where an answer is lost, the file may be needed
+        discard_delta(backcast.artifacts, draft)
+        raise
+
+
+def erase(
+    backcast: Backcast, entity: Entity, ids: Sequence[str], *, actor: str, grace: timedelta
+) -> ErasureReport:
+    """End the vectors of ids in every snapshot, live, kept or published, and in all to come.
+
+    An id that is put again later is back. ``grace`` is how long superseded snapshots are kept.
+
+    Raises:
+        InvalidInput: there are no ids, or one comes twice or cannot be one.
+        Conflict: snapshots come faster than this can follow.
+    """
+    _demand_some(ids)
+    for id in ids:
+        check_id(id)
+    delta, digests = Delta(entity, ids), [digest_of(id) for id in ids]
+    drafts: dict[str, DeltaDraft] = {}
+    for attempt in range(_ATTEMPTS):
+        # A file for each snapshot, which goes when the snapshot does.
+        for snapshot in backcast.registry.snapshots.undeleted():
+            if snapshot.id not in drafts:
+                drafts[snapshot.id] = write_delta(backcast.artifacts, delta, actor)
+        try:
+            live, used = backcast.registry.erasures.append(drafts, entity, digests, actor)
+        except StateMoved:
+            _pause(attempt)
+            continue
+        _discard(backcast, [draft for id, draft in drafts.items() if id not in used])
+        return report_remains(backcast, entity, ids, live, grace)
+    _discard(backcast, list(drafts.values()))
+    raise Conflict(f"Snapshots were published {_ATTEMPTS} times meanwhile; nothing was erased.")
+
+
+def _demand_live(backcast: Backcast, expected: int | None) -> Live:
+    live = backcast.registry.deployments.live()
+    if expected is not None and (live is None or live.version != expected):
+        now = "nothing" if live is None else f"version {live.version}"
+        raise PromotionConflict(
+            f"The vectors are of version {expected}, live is {now}; nothing was changed.",
+            expected_version=expected,
+            current_version=None if live is None else live.version,
+        )
+    if live is None:
+        raise Conflict("Nothing is live, so no vector can be put; promote a version first.")
+    return live
+
+
+def _upsert(entity: Entity, ids: Sequence[str], vectors: NDArray[np.float32], dim: int) -> Delta:
+    _demand_some(ids)
+    batch = VectorBatch(entity, ids, vectors)
+    if batch.dim != dim:
+        raise DimensionMismatch("vectors of the live version", dim, batch.dim)
+    return Delta(entity, ids, batch.vectors)
+
+
+def _demand_some(ids: Sequence[str]) -> None:
+    if not ids:
+        raise InvalidInput("No id is given; name at least one.")
+
+
+def _append(
+    backcast: Backcast, draft: DeltaDraft, ids: Sequence[str], version: int, most_changed: int
+) -> Live:
+    back = {draft.entity: [digest_of(id) for id in ids]}
+    for attempt in range(_ATTEMPTS):
+        live = _demand_live(backcast, version)
+        _demand_room(backcast, live, draft.count, most_changed)
+        try:
+            return backcast.registry.deltas.append(live, [draft], back)
+        except StateMoved:
+            _pause(attempt)
+    raise Conflict(
+        f"The live snapshot changed {_ATTEMPTS} times meanwhile; nothing was put. Try again."
+    )
+
+
+def _demand_room(backcast: Backcast, live: Live, count: int, most: int) -> None:
+    changed = backcast.registry.deltas.changed(live.snapshot)
+    if changed + count > most:
+        raise Conflict(
+            f"{changed} ids are changed on snapshot {live.snapshot} and {count} more would pass "
+            f"BACKCAST_MAX_CHANGED={most}. Take them up first: backcast refresh --compact.",
+            changed=changed,
+            count=count,
+            limit=most,
+        )
+
+
+def _pause(attempt: int) -> None:
+    # Not all of those that met here come again at the same moment.
+    time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.001 * 2**attempt)))
+
+
+def _discard(backcast: Backcast, drafts: Sequence[DeltaDraft]) -> None:
+    for draft in drafts:
+        discard_delta(backcast.artifacts, draft)

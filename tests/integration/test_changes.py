@@ -1,0 +1,286 @@
+"""Ids are put and erased between publications: nothing is lost, nothing comes back by itself."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backcast.changes import ChangedSnapshot, read_changes
+from backcast.errors import (
+    Conflict,
+    DimensionMismatch,
+    InvalidInput,
+    PromotionConflict,
+)
+from backcast.lifecycle import ErasureReport, erase, publish, sweep, upsert
+from backcast.vectors import VectorBatch
+from backcast.versions import Entity, Live
+from tests.support import Home, batches, build_home, normal
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, backends: dict[str, Any]) -> Iterator[Home]:
+    """Versions 0 to 2, published; 1 is live, the snapshot of 0 is kept."""
+    with build_home(tmp_path, live=1, **backends) as home:
+        yield home
+
+
+@pytest.fixture
+def local_home(tmp_path: Path) -> Iterator[Home]:
+    """The same, for what does not depend on the backends."""
+    with build_home(tmp_path, live=1) as home:
+        yield home
+
+
+def live(home: Home) -> Live:
+    found = home.backcast.registry.deployments.live()
+    assert found is not None
+    return found
+
+
+def put(
+    home: Home, ids: list[str], seed: int = 9, **options: Any
+) -> dict[str, NDArray[np.float32]]:
+    """Upsert random vectors of items and return them."""
+    vectors = normal(np.random.default_rng(seed), len(ids), home.dims[live(home).version])
+    chosen = {"entity": Entity.ITEM, "actor": "ann", "most_changed": 1000, **options}
+    upsert(home.backcast, chosen.pop("entity"), ids, vectors, **chosen)
+    return dict(zip(ids, vectors, strict=True))
+
+
+def remove(home: Home, ids: list[str], entity: Entity = Entity.ITEM) -> ErasureReport:
+    return erase(home.backcast, entity, ids, actor="ann", grace=HOUR)
+
+
+def held(home: Home, snapshot: str, entity: Entity = Entity.ITEM) -> dict[str, NDArray[np.float32]]:
+    """Read S.head: the vectors of all ids that a test knows of."""
+    backcast = home.backcast
+    changes = read_changes(backcast.artifacts, backcast.registry.deltas.of(snapshot))
+    known = {id for rows in home.vectors.values() for id in rows[entity]}
+    ids = sorted(known | set(changes.places.get(entity, {})))
+    found = ChangedSnapshot(backcast.store.open(snapshot), changes).gather(entity, ids)
+    return {
+        id: vector
+        for id, vector, there in zip(ids, found.vectors, found.found, strict=True)
+        if there
+    }
+
+
+def assert_same(
+    found: dict[str, NDArray[np.float32]], wanted: dict[str, NDArray[np.float32]]
+) -> None:
+    assert sorted(found) == sorted(wanted)
+    for id, vector in wanted.items():
+        assert found[id].tolist() == vector.tolist(), id
+
+
+def delta_files(home: Home) -> int:
+    folder = Path(home.settings.artifacts_root, "deltas")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+class TestUpsert:
+    """New vectors of ids of the live version."""
+
+    def test_new_and_known_ids_are_the_next_delta(self, home: Home) -> None:
+        before = live(home)
+        rows = put(home, ["item 0", "new"])
+        after = live(home)
+        assert (after.snapshot, after.delta, after.generation) == (
+            before.snapshot,
+            before.delta + 1,
+            before.generation,
+        )
+        assert_same(held(home, after.snapshot), {**home.vectors[1][Entity.ITEM], **rows})
+        users = home.vectors[1][Entity.USER]
+        assert_same(held(home, after.snapshot, Entity.USER), users)
+
+    def test_the_last_of_several_counts(self, home: Home) -> None:
+        put(home, ["a", "b"], seed=1)
+        rows = {**put(home, ["b", "c"], seed=2), **put(home, ["c"], seed=3)}
+        found = held(home, live(home).snapshot)
+        assert {id: found[id].tolist() for id in rows} == {
+            id: row.tolist() for id, row in rows.items()
+        }
+        assert live(home).delta == 3
+
+    @pytest.mark.parametrize(
+        ("ids", "vectors", "error", "message"),
+        [
+            ([], np.ones((0, 6)), InvalidInput, "No id is given"),
+            (["a", "a"], np.ones((2, 6)), InvalidInput, "The item 'a' comes more than once"),
+            (["a", ""], np.ones((2, 6)), InvalidInput, "1 to 1024 bytes"),
+            (["a"], np.ones((1, 4)), DimensionMismatch, "live version: expected 6, got 4"),
+            (["a"], np.ones((2, 6)), DimensionMismatch, r"expected \(1, D\)"),
+            (["a", "b"], np.array([[1] * 6, [np.nan] * 6]), InvalidInput, "that of item 'b'"),
+            (["a"], np.full((1, 6), 1e39), InvalidInput, "NaN or infinite"),
+        ],
+    )
+    def test_what_cannot_be_stored_is_refused(
+        self,
+        local_home: Home,
+        ids: list[str],
+        vectors: NDArray[np.float32],
+        error: type[Exception],
+        message: str,
+    ) -> None:
+        before = live(local_home)
+        with pytest.raises(error, match=message):
+            upsert(local_home.backcast, Entity.ITEM, ids, vectors, actor="ann", most_changed=10)
+        assert live(local_home) == before
+        assert delta_files(local_home) == 0
+
+    def test_too_many_changed_ids_are_refused_with_the_mend(self, local_home: Home) -> None:
+        put(local_home, ["a", "b"], most_changed=4)
+        with pytest.raises(Conflict, match=r"2 ids are changed .* backcast refresh --compact"):
+            put(local_home, ["c", "d", "e"], most_changed=4)
+        put(local_home, ["c", "d"], most_changed=4)
+        assert delta_files(local_home) == 2
+
+    def test_vectors_of_another_version_are_refused(self, local_home: Home) -> None:
+        with pytest.raises(PromotionConflict, match="of version 2, live is version 1"):
+            put(local_home, ["a"], expected_live=2)
+        assert delta_files(local_home) == 0
+
+    def test_nothing_is_live(self, tmp_path: Path) -> None:
+        with build_home(tmp_path, (4,)) as home, pytest.raises(Conflict, match="Nothing is live"):
+            upsert(home.backcast, Entity.ITEM, ["a"], np.ones((1, 4)), actor="ann", most_changed=1)
+
+    def test_those_of_many_writers_are_all_kept(self, home: Home) -> None:
+        barrier = threading.Barrier(6)
+
+        def write(writer: int) -> dict[str, NDArray[np.float32]]:
+            barrier.wait()
+            written = {}
+            for turn in range(5):
+                written.update(put(home, [f"{writer} {turn}"], seed=10 * writer + turn))
+            return written
+
+        with ThreadPoolExecutor(6) as pool:
+            rows = {id: row for some in pool.map(write, range(6)) for id, row in some.items()}
+        assert len(rows) == live(home).delta == 30
+        assert_same(held(home, live(home).snapshot), {**home.vectors[1][Entity.ITEM], **rows})
+
+
+class TestErase:
+    """The end of ids, everywhere."""
+
+    def test_every_snapshot_loses_the_id(self, home: Home) -> None:
+        put(home, ["new"])
+        kept = home.backcast.registry.snapshots.undeleted()
+        assert len(kept) == 3
+        report = remove(home, ["item 1", "new", "nobody"])
+        assert report.live == live(home)
+        assert report.unknown == ("nobody",)
+        heads = {r.id: r.head for r in home.backcast.registry.snapshots.undeleted()}
+        assert list(heads.values()) == [1, 2, 1]
+        for record in kept[:2]:
+            assert not {"item 1", "new", "nobody"} & set(held(home, record.id))
+        home.promote(2)
+        gone = {id: v for id, v in home.vectors[2][Entity.ITEM].items() if id != "item 1"}
+        assert_same(held(home, live(home).snapshot), gone)
+        assert live(home).delta == 1
+
+    def test_the_other_kind_keeps_its_id(self, home: Home) -> None:
+        shared = "in both/kinds"
+        remove(home, [shared], Entity.USER)
+        assert shared in held(home, live(home).snapshot)
+        assert shared not in held(home, live(home).snapshot, Entity.USER)
+
+    def test_later_snapshots_leave_it_out(self, home: Home) -> None:
+        remove(home, ["item 1", "item 2"])
+        home.publish(1)
+        home.promote(1)
+        assert live(home).delta == 0
+        assert not {"item 1", "item 2"} & set(held(home, live(home).snapshot))
+
+    def test_id_that_is_put_again_is_back(self, home: Home) -> None:
+        remove(home, ["item 1", "item 2"])
+        rows = put(home, ["item 1"])
+        assert held(home, live(home).snapshot)["item 1"].tolist() == rows["item 1"].tolist()
+        home.publish(1)
+        home.promote(1)
+        found = held(home, live(home).snapshot)
+        assert found["item 1"].tolist() == home.vectors[1][Entity.ITEM]["item 1"].tolist()
+        assert "item 2" not in found
+
+    def test_erasure_while_a_snapshot_is_written_reaches_it(self, home: Home) -> None:
+        home.publish(1)  # renews the vectors to compare with
+        rows = home.vectors[1]
+
+        def erasing() -> Iterator[VectorBatch]:
+            for batch in batches(rows):
+                yield from batch.slices(5)
+                remove(home, ["item 1", "item 9", f"unknown to {batch.entity}"])
+
+        backcast = home.backcast
+        record = publish(backcast.registry, backcast.artifacts, 1, erasing(), details={})
+        assert record.head == 1
+        home.promote(1)
+        assert live(home).snapshot == record.id
+        wanted = {id: v for id, v in rows[Entity.ITEM].items() if id not in {"item 1", "item 9"}}
+        assert_same(held(home, record.id), wanted)
+
+    def test_erasure_after_a_revival_is_seen_too(self, home: Home) -> None:
+        # The number of an erasure that is over is not given again.
+        remove(home, ["item 1"])
+
+        def moving() -> Iterator[VectorBatch]:
+            yield from batches(home.vectors[1])
+            put(home, ["item 1"])
+            remove(home, ["item 2"])
+
+        backcast = home.backcast
+        record = publish(backcast.registry, backcast.artifacts, 1, moving(), details={})
+        home.promote(1)
+        assert live(home).snapshot == record.id
+        found = held(home, record.id)
+        assert "item 2" not in found
+        assert "item 1" in found  # carried
+
+    def test_report_names_what_still_holds_it_until_all_is_gone(self, home: Home) -> None:
+        put(home, ["new"])
+        report = remove(home, ["item 1", "new"])
+        old, now, candidate = (r.id for r in home.backcast.registry.snapshots.undeleted())
+        found = {(h.what, h.name): (h.state, h.ids, h.places) for h in report.holders}
+        assert found == {
+            ("snapshot", old): ("superseded", 1, ("artifacts", "store")),
+            ("snapshot", now): ("live", 1, ("artifacts", "store")),
+            ("deltas", now): ("live", 1, ("artifacts",)),
+            ("snapshot", candidate): ("published", 1, ("artifacts",)),
+            ("data set", "tests"): (None, None, ()),
+        }
+        ends = {h.name: h.until for h in report.holders}
+        superseded_at = home.backcast.registry.snapshots.get(old).superseded_at
+        assert superseded_at is not None
+        assert ends[old] == superseded_at + HOUR
+        assert ends[now] is ends[candidate] is None
+
+        home.publish(1)
+        home.promote(1)
+        home.publish(2)
+        home.promote(2)
+        sweep(home.backcast, timedelta(0))
+        again = remove(home, ["item 1", "new"])
+        assert again.unknown == ("item 1", "new")
+        assert {h.what for h in again.holders} == {"data set"}
+
+    @pytest.mark.parametrize("ids", [[], ["a", "a"], [""]])
+    def test_ids_that_are_none_are_refused(self, local_home: Home, ids: list[str]) -> None:
+        with pytest.raises(InvalidInput):
+            remove(local_home, ids)
+        assert delta_files(local_home) == 0
+
+    def test_before_the_first_promotion(self, tmp_path: Path) -> None:
+        with build_home(tmp_path, (4,)) as home:
+            assert remove(home, ["item 1"]).live is None
+            home.promote(0)
+            assert "item 1" not in held(home, live(home).snapshot)
