@@ -175,24 +175,8 @@ def changed_batches(batches: Iterable[VectorBatch], changes: Changes) -> Iterato
     """Yield the vectors of S.d, given those of S: without the changed ids, then the new ones."""
     for batch in batches:
         known = changes.places.get(batch.entity, {})
-        kept = [row for row, id in enumerate(batch.ids) if id not in known]
-        if len(kept) == len(batch.ids):
-            yield batch
-        elif kept:
-            yield VectorBatch(batch.entity, [batch.ids[row] for row in kept], batch.vectors[kept])
+        yield batch.only([row for row, id in enumerate(batch.ids) if id not in known])
     yield from changes.batches()
-
-
-def with_upserts(batches: Iterable[VectorBatch], changes: Changes) -> Iterator[VectorBatch]:
-    """Yield newer vectors, then those of upserted ids that are not among them."""
-    lacking = {entity: dict.fromkeys(changes.upserted(entity)) for entity in changes.places}
-    for batch in batches:
-        if lacking.get(batch.entity):
-            for id in batch.ids:
-                lacking[batch.entity].pop(id, None)
-        yield batch
-    for entity, ids in lacking.items():
-        yield from changes.batches_of(entity, list(ids))
 
 
 class ChangedSnapshot:

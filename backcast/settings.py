@@ -44,6 +44,13 @@ class Settings(BaseSettings):
     max_batch: int = Field(
         default=10_000, ge=1, le=1_000_000, description="Most ids that one batch request may carry."
     )
+    max_changed: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="Most ids that may be changed on the live snapshot before "
+        "`backcast refresh --compact` must take them up; they are held in memory.",
+    )
     reads: Literal["keyed", "open"] = Field(
         default="keyed", description="Whether reads need a key (`keyed`) or not (`open`)."
     )

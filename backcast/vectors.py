@@ -51,6 +51,12 @@ class VectorBatch:
         """D, the length of each vector."""
         return int(self.vectors.shape[1])
 
+    def only(self, rows: Sequence[int]) -> "VectorBatch":
+        """Return some of the rows; the batch itself where that is all of them."""
+        if len(rows) == len(self.ids):
+            return self
+        return VectorBatch(self.entity, [self.ids[row] for row in rows], self.vectors[rows])
+
     def slices(self, rows: int) -> Iterator["VectorBatch"]:
         """Yield the batch in pieces of at most ``rows``."""
         for start in range(0, len(self.ids), rows):

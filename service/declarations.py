@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from service import problems
 from service.documents import BatchRequest, EmbeddingQuery, ProblemDocument
+from service.documents_changes import EraseRequest, UpsertQuery, UpsertRequest
 from service.requests import EXPECT_SNAPSHOT
 from service.wire import Format
 
@@ -89,7 +90,7 @@ def one_request() -> dict[str, Any]:
     return {
         "parameters": [
             id,
-            *_query(),
+            *_query(EmbeddingQuery),
             _expect_snapshot(),
             unchanged,
         ],
@@ -104,21 +105,44 @@ def batch_request() -> dict[str, Any]:
         Format.JSON.value: {"schema": _reference(BatchRequest)},
         Format.ARROW.value: {"schema": _binary(arrow)},
     }
-    beside_arrow = "Beside a body in Arrow only; one in JSON says it itself."
     return {
-        "parameters": [
-            *({**parameter, "description": beside_arrow} for parameter in _query()),
-            _expect_snapshot(),
-        ],
+        "parameters": [*_beside_arrow(EmbeddingQuery), _expect_snapshot()],
         "requestBody": {"required": True, "content": content},
         **_keyed(),
     }
 
 
+def upsert_request() -> dict[str, Any]:
+    """Declare what the endpoint for upserts reads."""
+    arrow = (
+        "Columns `id` of text and `vector` of fixed_size_list<float32>[D], without nulls; "
+        "buffers not compressed."
+    )
+    content = {
+        Format.JSON.value: {"schema": _reference(UpsertRequest)},
+        Format.ARROW.value: {"schema": _binary(arrow)},
+    }
+    return {
+        "parameters": _beside_arrow(UpsertQuery),
+        "requestBody": {"required": True, "content": content},
+    }
+
+
+def erase_request() -> dict[str, Any]:
+    """Declare what the endpoint for erasures reads."""
+    content = {Format.JSON.value: {"schema": _reference(EraseRequest)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def component_schemas() -> dict[str, Any]:
     """Return the schemas that the declarations above refer to and FastAPI does not see."""
     _, schemas = models_json_schema(
-        [(ProblemDocument, "serialization"), (BatchRequest, "validation")],
+        [
+            (ProblemDocument, "serialization"),
+            (BatchRequest, "validation"),
+            (UpsertRequest, "validation"),
+            (EraseRequest, "validation"),
+        ],
         ref_template=_REFERENCE,
     )
     components: dict[str, Any] = schemas["$defs"]
@@ -153,8 +177,13 @@ def _expect_snapshot() -> dict[str, Any]:
     )
 
 
-def _query() -> list[dict[str, Any]]:
-    properties = EmbeddingQuery.model_json_schema(ref_template=_REFERENCE)["properties"]
+def _beside_arrow(model: type[BaseModel]) -> list[dict[str, Any]]:
+    said = "Beside a body in Arrow only; one in JSON says it itself."
+    return [{**parameter, "description": said} for parameter in _query(model)]
+
+
+def _query(model: type[BaseModel]) -> list[dict[str, Any]]:
+    properties = model.model_json_schema(ref_template=_REFERENCE)["properties"]
     return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
 
 

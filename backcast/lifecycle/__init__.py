@@ -4,7 +4,7 @@ Order is what makes a kill harmless: files first, made durable under a name of t
 transaction. A kill before the transaction leaves litter and the old state; after it, the new state.
 """
 
-from backcast.lifecycle.changing import erase, upsert
+from backcast.lifecycle.changing import erase, upsert, upsert_batches
 from backcast.lifecycle.collecting import sweep
 from backcast.lifecycle.loading import load_snapshot
 from backcast.lifecycle.places import Backcast, Report, open_backcast
@@ -18,11 +18,13 @@ from backcast.lifecycle.promotion import (
     plan_promotion,
     promote,
 )
-from backcast.lifecycle.registering import publish, register_version
+from backcast.lifecycle.refreshing import compact, refresh
+from backcast.lifecycle.registering import Base, publish, register_version
 from backcast.lifecycle.remains import ErasureReport, Holder
 
 __all__ = [
     "Backcast",
+    "Base",
     "Candidate",
     "ErasureReport",
     "Expected",
@@ -31,6 +33,7 @@ __all__ = [
     "Plan",
     "Promoted",
     "Report",
+    "compact",
     "erase",
     "find_candidate",
     "load_snapshot",
@@ -38,7 +41,9 @@ __all__ = [
     "plan_promotion",
     "promote",
     "publish",
+    "refresh",
     "register_version",
     "sweep",
     "upsert",
+    "upsert_batches",
 ]

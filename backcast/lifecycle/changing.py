@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -49,13 +49,38 @@ def upsert(
         PromotionConflict: another version is live than was expected.
         Conflict: nothing is live, or too many ids are changed already.
     """
+    return upsert_batches(
+        backcast,
+        [VectorBatch(entity, ids, vectors)],
+        actor=actor,
+        most_changed=most_changed,
+        expected_live=expected_live,
+    )
+
+
+def upsert_batches(
+    backcast: Backcast,
+    batches: Sequence[VectorBatch],
+    *,
+    actor: str,
+    most_changed: int,
+    expected_live: int | None = None,
+) -> Live:
+    """Do the same for several entity kinds together, one batch each: all are put, or none."""
+    deltas = [Delta(batch.entity, batch.ids, batch.vectors) for batch in batches]
+    if not any(len(delta.ids) for delta in deltas):
+        raise InvalidInput("No id is given; name at least one.")
     seen = _demand_live(backcast, expected_live)
     dim = backcast.registry.versions.get(seen.version).dim
-    draft = write_delta(backcast.artifacts, _upsert(entity, ids, vectors, dim), actor)
+    for batch in batches:
+        if batch.dim != dim:
+            raise DimensionMismatch(f"{batch.entity} vectors of the live version", dim, batch.dim)
+    drafts = [write_delta(backcast.artifacts, delta, actor) for delta in deltas]
+    back = {delta.entity: [digest_of(id) for id in delta.ids] for delta in deltas}
     try:
-        return _append(backcast, draft, ids, seen.version, most_changed)
-    except Conflict:  # refused for certain; where an answer is lost, the file may be needed
-        discard_delta(backcast.artifacts, draft)
+        return _append(backcast, drafts, back, seen.version, most_changed)
+    except Conflict:  # refused for certain; where an answer is lost, the files may be needed
+        _discard(backcast, drafts)
         raise
 
 
@@ -70,7 +95,8 @@ def erase(
         InvalidInput: there are no ids, or one comes twice or cannot be one.
         Conflict: snapshots come faster than this can follow.
     """
-    _demand_some(ids)
+    if not ids:
+        raise InvalidInput("No id is given; name at least one.")
     for id in ids:
         check_id(id)
     delta, digests = Delta(entity, ids), [digest_of(id) for id in ids]
@@ -105,28 +131,18 @@ def _demand_live(backcast: Backcast, expected: int | None) -> Live:
     return live
 
 
-def _upsert(entity: Entity, ids: Sequence[str], vectors: NDArray[np.float32], dim: int) -> Delta:
-    _demand_some(ids)
-    batch = VectorBatch(entity, ids, vectors)
-    if batch.dim != dim:
-        raise DimensionMismatch("vectors of the live version", dim, batch.dim)
-    return Delta(entity, ids, batch.vectors)
-
-
-def _demand_some(ids: Sequence[str]) -> None:
-    if not ids:
-        raise InvalidInput("No id is given; name at least one.")
-
-
 def _append(
-    backcast: Backcast, draft: DeltaDraft, ids: Sequence[str], version: int, most_changed: int
+    backcast: Backcast,
+    drafts: Sequence[DeltaDraft],
+    back: Mapping[Entity, Sequence[str]],
+    version: int,
+    most_changed: int,
 ) -> Live:
-    back = {draft.entity: [digest_of(id) for id in ids]}
     for attempt in range(_ATTEMPTS):
         live = _demand_live(backcast, version)
-        _demand_room(backcast, live, draft.count, most_changed)
+        _demand_room(backcast, live, sum(draft.count for draft in drafts), most_changed)
         try:
-            return backcast.registry.deltas.append(live, [draft], back)
+            return backcast.registry.deltas.append(live, drafts, back)
         except StateMoved:
             _pause(attempt)
     raise Conflict(

@@ -6,14 +6,12 @@ from typing import Any, Self
 
 from backcast.artifacts import Artifacts
 from backcast.changes import (
-    Changes,
     Delta,
     discard_delta,
-    read_changes,
-    with_upserts,
     write_delta,
 )
 from backcast.errors import Conflict, InvalidInput, UnknownVersion
+from backcast.lifecycle.folding import Folding
 from backcast.registry import Erased, NumberTaken, Registry, StateMoved, VersionDraft
 from backcast.snapshots import read_ids, write_snapshot
 from backcast.vectors import VectorBatch
@@ -79,23 +77,26 @@ def publish(
     """Write a snapshot of ``version`` and register it; it can be promoted when this returns.
 
     Erased ids are left out, those too that are erased while this goes on. Where the version is
-    live, ids that were put since its snapshot was published and that ``batches`` lack are added.
+    live, ids that were put on it and that ``batches`` lack are added.
 
     ``base`` is what there was when the vectors were begun, where that was before this call.
     """
     known, base = registry.versions.get(version), base or Base.now(registry)
-    batches = with_upserts(batches, _upserts(registry, artifacts, base, version))
-    record = write_snapshot(artifacts, version, known.dim, _without_erased(batches, base.erased))
+    folding = Folding.of(registry, artifacts, base.live, version, base.erased)
+    rows = folding.batches(_without_erased(batches, base.erased))
+    record = write_snapshot(artifacts, version, known.dim, rows)
     if base.live is not None:
         record = replace(record, base_snapshot=base.live.snapshot, base_delta=base.live.delta)
+    details = {**details, **_noted(artifacts, folding, record)}
     return _register(registry, artifacts, record, details, base.erased)
 
 
-def _upserts(registry: Registry, artifacts: Artifacts, base: Base, version: int) -> Changes:
-    live = base.live
-    if live is None or live.version != version:
-        return Changes()
-    return read_changes(artifacts, registry.deltas.of(live.snapshot, upto=live.delta))
+def _noted(artifacts: Artifacts, folding: Folding, record: SnapshotRecord) -> dict[str, Any]:
+    try:
+        return folding.write(record.folder)
+    except BaseException:
+        artifacts.delete(record.folder)
+        raise
 
 
 def _without_erased(batches: Iterable[VectorBatch], erased: Erased) -> Iterator[VectorBatch]:
@@ -103,8 +104,9 @@ def _without_erased(batches: Iterable[VectorBatch], erased: Erased) -> Iterator[
         if not erased.digests.get(batch.entity):
             yield batch
             continue
-        kept = [row for row, id in enumerate(batch.ids) if not erased.covers(batch.entity, id)]
-        yield VectorBatch(batch.entity, [batch.ids[row] for row in kept], batch.vectors[kept])
+        yield batch.only(
+            [row for row, id in enumerate(batch.ids) if not erased.covers(batch.entity, id)]
+        )
 
 
 def _register(

@@ -52,6 +52,15 @@ class Snapshots:
             raise UnknownSnapshot(id)
         return _snapshot(row)
 
+    def details(self, id: str) -> dict[str, Any]:
+        """Return what was noted of a snapshot's making; raise UnknownSnapshot."""
+        noted = select(tables.snapshots.c.details).where(tables.snapshots.c.id == id)
+        with self._db.read() as connection:
+            row = connection.execute(noted).first()
+        if row is None:
+            raise UnknownSnapshot(id)
+        return dict(row.details)
+
     def latest(self, version: int) -> SnapshotRecord | None:
         """Return the newest snapshot of ``version`` that is not condemned, or None."""
         wanted = (tables.snapshots.c.version == version) & tables.snapshots.c.condemned_at.is_(None)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from backcast.errors import (
     InvalidInput,
     PromotionConflict,
 )
-from backcast.lifecycle import ErasureReport, erase, publish, sweep, upsert
+from backcast.lifecycle import ErasureReport, compact, erase, publish, refresh, sweep, upsert
+from backcast.registry import Switch
+from backcast.snapshots import read_ids
+from backcast.stores import Precision
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, Live
-from tests.support import Home, batches, build_home, normal
+from tests.support import Home, as_stored, batches, build_home, normal
 
 HOUR = timedelta(hours=1)
 
@@ -61,11 +65,12 @@ def remove(home: Home, ids: list[str], entity: Entity = Entity.ITEM) -> ErasureR
 
 
 def held(home: Home, snapshot: str, entity: Entity = Entity.ITEM) -> dict[str, NDArray[np.float32]]:
-    """Read S.head: the vectors of all ids that a test knows of."""
+    """Read S.head: all vectors of one entity kind, out of the store."""
     backcast = home.backcast
     changes = read_changes(backcast.artifacts, backcast.registry.deltas.of(snapshot))
-    known = {id for rows in home.vectors.values() for id in rows[entity]}
-    ids = sorted(known | set(changes.places.get(entity, {})))
+    record = backcast.registry.snapshots.get(snapshot)
+    written = {id for some in read_ids(backcast.artifacts, record, entity) for id in some}
+    ids = sorted(written | set(changes.places.get(entity, {})))
     found = ChangedSnapshot(backcast.store.open(snapshot), changes).gather(entity, ids)
     return {
         id: vector
@@ -118,7 +123,12 @@ class TestUpsert:
             ([], np.ones((0, 6)), InvalidInput, "No id is given"),
             (["a", "a"], np.ones((2, 6)), InvalidInput, "The item 'a' comes more than once"),
             (["a", ""], np.ones((2, 6)), InvalidInput, "1 to 1024 bytes"),
-            (["a"], np.ones((1, 4)), DimensionMismatch, "live version: expected 6, got 4"),
+            (
+                ["a"],
+                np.ones((1, 4)),
+                DimensionMismatch,
+                "live version: expected 6, got 4",
+            ),
             (["a"], np.ones((2, 6)), DimensionMismatch, r"expected \(1, D\)"),
             (["a", "b"], np.array([[1] * 6, [np.nan] * 6]), InvalidInput, "that of item 'b'"),
             (["a"], np.full((1, 6), 1e39), InvalidInput, "NaN or infinite"),
@@ -284,3 +294,111 @@ class TestErase:
             assert remove(home, ["item 1"]).live is None
             home.promote(0)
             assert "item 1" not in held(home, live(home).snapshot)
+
+
+class TestRefresh:
+    """A newer snapshot of the live version, and what was put meanwhile."""
+
+    def test_upserts_that_the_new_vectors_lack_are_taken_up(self, home: Home) -> None:
+        rows = put(home, ["item 0", "new"])
+        home.publish(1, seed=5)
+        wanted = {**home.vectors[1][Entity.ITEM], "new": rows["new"]}
+        refresh(home.backcast, actor="ann")
+        assert live(home).delta == 0
+        assert_same(held(home, live(home).snapshot), wanted)
+
+    def test_upserts_since_it_was_begun_are_carried(self, home: Home) -> None:
+        put(home, ["item 0", "old"], seed=1)
+        old = home.publish(1, seed=5)
+        rows = put(home, ["item 1", "new"], seed=2)
+        remove(home, ["old"])
+        refresh(home.backcast, actor="ann")
+        wanted = {**home.vectors[1][Entity.ITEM], **rows}
+        assert live(home).snapshot == old.id
+        assert_same(held(home, old.id), wanted)
+
+    def test_upserts_on_a_refresh_between_are_carried_once(self, home: Home) -> None:
+        put(home, ["first"], seed=1)
+        home.publish(1, seed=5)
+        put(home, ["second", "item 0"], seed=2)
+        last = home.publish(1, seed=6)  # knows first, second and item 0
+        newest = home.vectors[1][Entity.ITEM]
+        between = home.backcast.registry.snapshots.undeleted()[-2].id
+        home.backcast.registry.deployments.switch(
+            Switch("refresh", live(home), 1, between, actor="ann")
+        )
+        third = put(home, ["third"], seed=3)
+        refresh(home.backcast, actor="ann")
+        assert live(home).snapshot == last.id
+        found = held(home, last.id)
+        assert {"first", "second", "third"} <= set(found)
+        assert found["third"].tolist() == third["third"].tolist()
+        assert found["item 0"].tolist() == newest["item 0"].tolist()  # newer than what was put
+
+    def test_another_version_takes_nothing_over(self, home: Home) -> None:
+        put(home, ["new"])
+        home.promote(2)
+        assert live(home).delta == 0
+        assert "new" not in held(home, live(home).snapshot)
+
+    @pytest.mark.parametrize("precision", ["float32", "float16"])
+    def test_compaction_writes_what_is_live(self, tmp_path: Path, precision: str) -> None:
+        with build_home(tmp_path, live=1, store_precision=precision) as home:
+            rows = put(home, ["item 0", "new"])
+            remove(home, ["item 1"])
+            before, old = held(home, live(home).snapshot), live(home)
+            assert {id: row.tolist() for id, row in rows.items()} == {
+                id: before[id].tolist() for id in rows
+            }
+            record = compact(home.backcast)
+            assert (record.base_snapshot, record.base_delta) == (old.snapshot, 2)
+            assert home.backcast.registry.snapshots.details(record.id)["compacted"] == (
+                f"{old.snapshot}.2"
+            )
+            late = put(home, ["late"], seed=4)
+            refresh(home.backcast, actor="ann", expected_live=1, reason="compaction")
+            assert (live(home).snapshot, live(home).delta) == (record.id, 1)
+            stored = {
+                id: as_stored(row, Precision(precision)) if id in rows else row
+                for id, row in before.items()
+            }
+            assert_same(held(home, record.id), {**stored, **late})
+            newest = home.backcast.registry.deployments.history()[0]
+            assert (newest["kind"], newest["reason"]) == ("refresh", "compaction")
+
+    def test_nothing_to_do_is_said(self, local_home: Home, tmp_path: Path) -> None:
+        with pytest.raises(Conflict, match="Nothing was changed on snapshot v1-"):
+            compact(local_home.backcast)
+        with pytest.raises(PromotionConflict, match="live already, with its newest snapshot"):
+            refresh(local_home.backcast, actor="ann")
+        for act in (compact, partial(refresh, actor="ann")):
+            with pytest.raises(PromotionConflict, match="Version 2 was expected"):
+                act(local_home.backcast, expected_live=2)
+        with build_home(tmp_path / "empty", (4,)) as home:
+            for act in (compact, partial(refresh, actor="ann")):
+                with pytest.raises(Conflict, match="Nothing is live"):
+                    act(home.backcast)
+
+    def test_upserts_during_the_switch_are_never_lost(self, home: Home) -> None:
+        stop = threading.Event()
+
+        def write(writer: int) -> dict[str, NDArray[np.float32]]:
+            written: dict[str, NDArray[np.float32]] = {}
+            while not stop.is_set() and len(written) < 300:
+                written.update(put(home, [f"{writer} {len(written)}"], seed=len(written)))
+            return written
+
+        with ThreadPoolExecutor(3) as pool:
+            writers = [pool.submit(write, n) for n in range(3)]
+            try:
+                for seed in range(3):
+                    home.publish(1, seed=seed)
+                    refresh(home.backcast, actor="ann")
+                    compact(home.backcast)
+                    refresh(home.backcast, actor="ann")
+            finally:
+                stop.set()
+            rows = {id: row for writer in writers for id, row in writer.result().items()}
+        assert len(home.backcast.registry.deployments.history()) == 8
+        wanted = {**home.vectors[1][Entity.ITEM], **rows}
+        assert_same(held(home, live(home).snapshot), wanted)

@@ -1,0 +1,92 @@
+"""The live version gets a newer snapshot of itself."""
+
+from collections.abc import Iterable, Iterator
+
+from backcast.errors import Conflict, PromotionConflict
+from backcast.lifecycle.folding import Folding
+from backcast.lifecycle.places import Backcast, Report
+from backcast.lifecycle.promotion import Promoted, promote
+from backcast.lifecycle.registering import Base, publish
+from backcast.snapshots import read_snapshot
+from backcast.vectors import VectorBatch
+from backcast.versions import Live, SnapshotRecord
+
+
+def refresh(
+    backcast: Backcast,
+    *,
+    actor: str,
+    expected_live: int | None = None,
+    reason: str | None = None,
+    operation: str | None = None,
+    report: Report = lambda _step, _fraction: None,
+) -> Promoted:
+    """Promote the newest snapshot of the live version.
+
+    Upserts that came since that snapshot was begun go with it.
+
+    Raises:
+        PromotionConflict: another version is live than was expected, or the live snapshot is the
+            newest already.
+        Conflict: nothing is live, or a gate failed.
+    """
+    live = _demand_live(backcast.registry.deployments.live(), expected_live)
+    return promote(
+        backcast,
+        live.version,
+        actor=actor,
+        expected_live=live.version,
+        reason=reason,
+        operation=operation,
+        report=report,
+    )
+
+
+def compact(
+    backcast: Backcast,
+    *,
+    expected_live: int | None = None,
+    report: Report = lambda _step, _fraction: None,
+) -> SnapshotRecord:
+    """Write what is live, its changes among them, as a new snapshot of the live version.
+
+    No model is run. The snapshot is published like any other: a refresh makes it live.
+
+    Raises:
+        PromotionConflict: another version is live than was expected.
+        Conflict: nothing is live, or nothing was changed on it.
+    """
+    registry, artifacts = backcast.registry, backcast.artifacts
+    base = Base.now(registry)
+    live = _demand_live(base.live, expected_live)
+    if live.delta == 0:
+        raise Conflict(f"Nothing was changed on snapshot {live.snapshot}: there is nothing to do.")
+    record = registry.snapshots.get(live.snapshot)
+    details = registry.snapshots.details(live.snapshot)
+    details.pop("put", None)  # that of the new one is its own
+    details["compacted"] = f"{live.snapshot}.{live.delta}"
+    # What was put is left out here, and taken over as by every publication.
+    folding = Folding.of(registry, artifacts, live, live.version, base.erased)
+    rows = folding.computed(read_snapshot(artifacts, record))
+    counted = _counted(rows, sum(record.counts.values()), report)
+    return publish(registry, artifacts, live.version, counted, details, base=base)
+
+
+def _demand_live(live: Live | None, expected: int | None) -> Live:
+    if live is None:
+        raise Conflict("Nothing is live, so nothing can be refreshed; promote a version first.")
+    if expected is not None and live.version != expected:
+        raise PromotionConflict(
+            f"Version {expected} was expected to be live, version {live.version} is.",
+            expected_version=expected,
+            current_version=live.version,
+        )
+    return live
+
+
+def _counted(batches: Iterable[VectorBatch], total: int, report: Report) -> Iterator[VectorBatch]:
+    done = 0
+    for batch in batches:
+        report("write", min(1.0, done / max(1, total)))
+        yield batch
+        done += len(batch.ids)

@@ -1,0 +1,119 @@
+"""Vectors of single ids are put, and ids erased."""
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Request, Response, Security
+from fastapi.responses import JSONResponse
+
+from backcast.errors import BackcastError
+from backcast.lifecycle import erase, upsert_batches
+from backcast.vectors import VectorBatch
+from backcast.versions import Live
+from service.changes import Upsert, erasure_reader, upsert_reader
+from service.declarations import KEY, erase_request, problem_responses, upsert_request
+from service.documents_changes import EraseRequest, ErasureDocument, UpsertDocument
+from service.requests import find_admin
+from service.state import State, state_of
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(
+    prefix="/admin", tags=["admin"], dependencies=[Security(KEY), Depends(find_admin)]
+)
+_SERVED = {
+    "headers": {
+        "Backcast-Snapshot": {
+            "description": "S.d: what is live then.",
+            "schema": {"type": "string"},
+        }
+    }
+}
+
+
+@router.put(
+    "/embeddings",
+    summary="Put vectors",
+    response_model=UpsertDocument,
+    responses={
+        200: {"description": "What is live with the new vectors.", **_SERVED},
+        **problem_responses(401, 403, 409, 413, 415, 422, 503),
+    },
+    openapi_extra=upsert_request(),
+)
+async def put_embeddings(request: Request) -> Response:
+    """Give ids of the live version new vectors, or their first.
+
+    They are durable, and this replica serves them as the next S.d, when the answer comes; other
+    replicas follow within their poll time. All are put, or none.
+    """
+    caller, state = await find_admin(request), state_of(request)
+    read = upsert_reader(request, state.settings.max_batch)
+    put = partial(_put, state, partial(read, await request.body()), caller.consumer)
+    return await to_thread.run_sync(put)
+
+
+@router.delete(
+    "/embeddings",
+    summary="Erase ids",
+    response_model=ErasureDocument,
+    responses={
+        200: {"description": "What was erased, and what still holds it.", **_SERVED},
+        **problem_responses(401, 403, 409, 413, 415, 422, 503),
+    },
+    openapi_extra=erase_request(),
+)
+async def delete_embeddings(request: Request) -> Response:
+    """End the vectors of ids, in every version and snapshot, and in those to come.
+
+    Here they are unknown when the answer comes, on other replicas within their poll time. An id
+    that is put again later is back.
+    """
+    caller, state = await find_admin(request), state_of(request)
+    read = erasure_reader(request, state.settings.max_batch)
+    end = partial(_end, state, partial(read, await request.body()), caller.consumer)
+    return await to_thread.run_sync(end)
+
+
+def _put(state: State, read: Callable[[], Upsert], actor: str) -> Response:
+    wanted = read()
+    live = upsert_batches(
+        state.backcast,
+        [VectorBatch(wanted.entity, wanted.ids, wanted.vectors)],
+        actor=actor,
+        most_changed=state.settings.max_changed,
+        expected_live=wanted.expected_live,
+    )
+    logger.info("%d %ss put, %s.%d is live", len(wanted.ids), wanted.entity, *_named(live))
+    document = UpsertDocument(
+        snapshot=f"{live.snapshot}.{live.delta}",
+        live_version=live.version,
+        entity=wanted.entity,
+        upserted=len(wanted.ids),
+    )
+    return _answer(state, live, document.model_dump(mode="json"))
+
+
+def _end(state: State, read: Callable[[], EraseRequest], actor: str) -> Response:
+    wanted, grace = read(), timedelta(seconds=state.settings.grace_seconds)
+    report = erase(state.backcast, wanted.entity, wanted.ids, actor=actor, grace=grace)
+    logger.info("%d %ss erased", report.ids, report.entity)  # never an id
+    document = ErasureDocument.model_validate(report.document())
+    return _answer(state, report.live, document.model_dump(mode="json"))
+
+
+def _named(live: Live) -> tuple[str, int]:
+    return live.snapshot, live.delta
+
+
+def _answer(state: State, live: Live | None, document: dict[str, Any]) -> Response:
+    try:
+        state.engine.refresh()
+    except BackcastError as error:  # it is done and durable; the next poll does this again
+        logger.warning("after a change of ids: %s", error.message)
+    headers = {} if live is None else {"Backcast-Snapshot": f"{live.snapshot}.{live.delta}"}
+    return JSONResponse(document, headers=headers)
