@@ -5,6 +5,7 @@ BackcastError
 │   ├── VersionRequired           no version asked for and no pin to fall back on
 │   ├── BatchTooLarge             more ids than one request may carry
 │   ├── DataError                 an interaction or item file that cannot be read as stated
+│   ├── IdempotencyKeyReused      the key of one request came with another
 │   └── DimensionMismatch         two arrays that should fit do not
 ├── NotFound
 │   ├── UnknownVersion
@@ -16,6 +17,8 @@ BackcastError
 │   ├── VersionNotPromoted        registered, but newer than what is live
 │   ├── VersionOffChain           not an ancestor of the live version
 │   ├── PromotionConflict         the live version is not the one the caller saw
+│   ├── OperationRunning          one operation at a time, and there is one
+│   ├── OperationAbandoned        nobody runs it any more, or not the one who began it
 │   └── NothingPublished          a version without a snapshot cannot be promoted
 ├── VersionRetired
 ├── SnapshotMismatch              the snapshot asked for is not served here (any more)
@@ -24,6 +27,7 @@ BackcastError
 ├── NotReady                      nothing is live yet
 ├── ArtifactError
 │   ├── ArtifactMissing
+│   │   └── WeightsDeleted        a model's weights, by policy
 │   ├── ArtifactUnwritable
 │   └── ArtifactCorrupt           a checksum, a shape or a value is not what was registered
 ├── StoreError
@@ -109,6 +113,19 @@ class DataError(InvalidInput):
     """An interaction or item file that cannot be read as stated."""
 
     code = "bad-data"
+
+
+class IdempotencyKeyReused(InvalidInput):
+    """An idempotency key stands for one request, and this is another."""
+
+    code = "idempotency-key-reused"
+
+    def __init__(self, key: str, operation: str) -> None:
+        super().__init__(
+            f"The Idempotency-Key {key!r} was sent with another request, which became operation "
+            f"{operation}. Send a new key with a new request.",
+            operation=operation,
+        )
 
 
 class DimensionMismatch(InvalidInput):
@@ -210,12 +227,16 @@ class VersionOffChain(Conflict):
 
     code = "version-off-chain"
 
-    def __init__(self, version: int, live: int, servable: Sequence[int], state: str) -> None:
+    def __init__(
+        self, version: int, live: int, servable: Sequence[int], state: str, note: str | None = None
+    ) -> None:
+        because = "" if note is None else f': "{note}"'
         super().__init__(
-            f"Version {version} ({state}) is not on the chain of the live version {live}; "
+            f"Version {version} ({state}{because}) is not on the chain of the live version {live}; "
             f"versions {list(servable)} can be served.",
             version=version,
             state=state,
+            reason=note,
             current_version=live,
             servable_versions=list(servable),
         )
@@ -225,6 +246,32 @@ class PromotionConflict(Conflict):
     """The live version is not the one that the caller based its decision on."""
 
     code = "promotion-conflict"
+
+
+class OperationRunning(Conflict):
+    """One operation runs at a time, whichever replica or command began it."""
+
+    code = "operation-running"
+
+    def __init__(
+        self, operation: str, kind: str, step: str, progress: float, owner: str | None
+    ) -> None:
+        super().__init__(
+            f"Operation {operation} ({kind}) is running: step {step or 'not begun'}, "
+            f"{100 * progress:.0f} % done, by {owner or 'nobody at the moment'}. "
+            "Wait until it has ended, and look again at what is live.",
+            operation=operation,
+            kind=kind,
+            step=step,
+            progress=progress,
+            owner=owner,
+        )
+
+
+class OperationAbandoned(Conflict):
+    """Nobody runs the operation any more, or somebody else than before does."""
+
+    code = "operation-abandoned"
 
 
 class NothingPublished(Conflict):
@@ -300,6 +347,20 @@ class ArtifactMissing(ArtifactError):
 
     def __init__(self, url: str) -> None:
         super().__init__(f"{url} is registered but missing.", url=url)
+
+
+class WeightsDeleted(ArtifactMissing):
+    """The weights of a model were deleted by policy; its maps never are."""
+
+    code = "weights-deleted"
+
+    def __init__(self, version: int, deleted_on: str) -> None:
+        BackcastError.__init__(
+            self,
+            f"The weights of version {version} were deleted on {deleted_on}, as "
+            "BACKCAST_KEEP_MODELS=fit demands. Its maps are kept: it is served as before.",
+            version=version,
+        )
 
 
 class ArtifactUnwritable(ArtifactError):

@@ -73,6 +73,18 @@ class Settings(BaseSettings):
         description="How long a replica trusts a key it has seen; a revocation takes effect "
         "everywhere within this time.",
     )
+    operation_timeout: float = Field(
+        default=15.0,
+        ge=0.2,
+        le=3600,
+        description="Seconds without a sign of life after which an operation counts as abandoned; "
+        "the same for every replica and command.",
+    )
+    keep_models: Literal["all", "fit"] = Field(
+        default="all",
+        description="Models whose weights are kept: `all`, or `fit`: those that can be served or "
+        "trained on. Maps are always kept.",
+    )
     url: str = Field(
         default="http://127.0.0.1:8000", description="For the client: where the service answers."
     )

@@ -61,7 +61,8 @@ class Version:
 
     ``folder`` and ``files`` name its artifacts; ``until`` is the timestamp (Unix seconds) up to
     which interactions were used; ``details`` holds configuration, metrics and library versions;
-    ``note`` says why it is in its state, where somebody gave a reason.
+    ``note`` says why it is in its state, where somebody gave a reason; ``weights_deleted_at`` is
+    set where the weights of M_k were deleted by policy.
     """
 
     number: int
@@ -81,6 +82,7 @@ class Version:
     sunset_at: datetime | None = None
     retired_at: datetime | None = None
     note: str | None = None
+    weights_deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,11 @@ class Live:
 
 @dataclass(frozen=True)
 class Operation:
-    """A long-running act, visible while it runs and afterwards."""
+    """A long-running act, visible while it runs and afterwards.
+
+    ``owner`` is who runs it, None where the one who did has handed it back; ``beat`` grows as long
+    as the owner lives. ``resumable`` ones are carried on by another replica if it does not.
+    """
 
     id: str
     kind: str
@@ -179,6 +185,19 @@ class Operation:
     actor: str
     created_at: datetime
     finished_at: datetime | None = None
+    owner: str | None = None
+    beat: int = 0
+    heartbeat_at: datetime | None = None
+    resumable: bool = False
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An operation, and the one who may act for it."""
+
+    id: str
+    owner: str
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,70 @@ class PromotionRequest(RequestDocument):
         return "expected_live" in self.model_fields_set
 
 
+class RefreshRequest(RequestDocument):
+    """An order to take up the newest snapshot of the live version."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"expected_live": 2}]})
+
+    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] = Field(
+        description="The version that the caller saw live; a refresh is of that one."
+    )
+    dry_run: bool = Field(default=False, description="Run every gate and change nothing.")
+
+
+class RollbackRequest(RequestDocument):
+    """An order to go back to what was live before."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"expected_live": 3, "reason": "clicks fell by 4 %"}]}
+    )
+
+    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] = Field(
+        description="The version that the caller saw live, which is left."
+    )
+    dry_run: bool = Field(default=False, description="Say what would happen and change nothing.")
+    reason: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2000,
+        description="Why; told to consumers of the version that is left. Required unless "
+        "`dry_run`.",
+    )
+    to_snapshot: str | None = Field(
+        default=None,
+        max_length=64,
+        description="A superseded snapshot in its grace period. Without it: what was live before "
+        "the live version was promoted.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.dry_run and not (self.reason and self.reason.strip()):
+            raise PydanticCustomError(
+                "reason_missing",
+                "a rollback needs a reason, which consumers of the newer version are told",
+            )
+        return self
+
+
+class RollbackPlanDocument(Document):
+    """What a rollback would do."""
+
+    live_version: int
+    live_snapshot: str = Field(description="S.d, which is left.")
+    version: int = Field(description="The version that would be live.")
+    snapshot: str = Field(description="S.d, which would be live.")
+    servable_versions: list[int]
+    refused_versions: list[int] = Field(description="Versions that would answer 409 from then on.")
+    pinned_consumers: list[str] = Field(description="Consumers whose pin is one of those.")
+    lost_ids: dict[Entity, list[str]] = Field(
+        description="Ids upserted since the promotion that the older snapshot lacks: they would "
+        "answer 404."
+    )
+    grace_left_seconds: float = Field(description="How long the older snapshot is sure to stay.")
+    loaded: bool = Field(description="The store has it: the rollback is one switch.")
+
+
 class GateDocument(Document):
     """One check before a promotion, with what it found."""
 
@@ -213,6 +277,9 @@ class OperationDocument(Document):
                     "result": None,
                     "error": None,
                     "actor": "embedding-team",
+                    "owner": "replica on embeddings-1:17:9f03c1",
+                    "resumable": True,
+                    "heartbeat_at": "2026-11-20T09:20:31Z",
                     "created_at": "2026-11-20T09:20:00Z",
                     "finished_at": None,
                 }
@@ -231,8 +298,23 @@ class OperationDocument(Document):
         description="Code, message and data of the error that ended it."
     )
     actor: str
+    owner: str | None = Field(
+        description="Who runs it, or ran it last; None where a replica that stops has handed it "
+        "back, for another to carry on."
+    )
+    resumable: bool = Field(description="Whether a replica carries it on if its owner dies.")
+    heartbeat_at: datetime | None = Field(
+        description="When its owner last gave a sign of life, by that host's clock; only to look "
+        "at, nothing is decided by it."
+    )
     created_at: datetime
     finished_at: datetime | None
+
+
+class OperationsDocument(Document):
+    """Operations, newest first."""
+
+    operations: list[OperationDocument]
 
 
 class DeploymentDocument(Document):

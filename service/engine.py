@@ -165,7 +165,7 @@ class Snapshot:
             raise VersionRetired(version, self.servable)
         if record.state is VersionState.REGISTERED and version > self.live.version:
             raise VersionNotPromoted(version, self.live.version, self.servable)
-        raise VersionOffChain(version, self.live.version, self.servable, record.state)
+        raise VersionOffChain(version, self.live.version, self.servable, record.state, record.note)
 
     def vectors(self, entity: Entity, ids: Sequence[str], version: int) -> Embeddings:
         """Return ver-``version`` vectors of ``ids``; order and duplicates kept.

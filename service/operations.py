@@ -1,121 +1,141 @@
-"""Promotions in the background of this replica, each visible as an operation in the registry."""
+"""Operations in the background of this replica: its own, and those that another has abandoned."""
 
 import logging
-import os
-import socket
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import math
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from threading import Event, Lock, Thread
+from typing import Self
 
-from backcast.errors import BackcastError, ServiceError
-from backcast.lifecycle import Backcast, Expected, Report, find_candidate, promote, sweep
-from backcast.versions import Live, Operation
+from backcast.errors import BackcastError, OperationAbandoned, RegistryError, ServiceError
+from backcast.lifecycle import Backcast, sweep
+from backcast.lifecycle.operations import (
+    Attempts,
+    Watcher,
+    abandonment,
+    begin,
+    carry_out,
+    new_owner,
+    settle,
+)
+from backcast.lifecycle.orders import Order
+from backcast.versions import Claim, Live, Operation
 from service.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 4  # more than one is rare; the registry's compare-and-swap decides between them
-
-
-@dataclass(frozen=True)
-class PromotionOrder:
-    """What an administrator asked for."""
-
-    version: int
-    expected_live: int | Expected | None
-    force: bool
-    reason: str | None
-    actor: str
-
-    def document(self) -> dict[str, Any]:
-        """Return the request as the operation shows it."""
-        expected = None if self.expected_live is Expected.NOTHING else self.expected_live
-        return {
-            "version": self.version,
-            "expected_live": expected,
-            "force": self.force,
-            "reason": self.reason,
-        }
+_LAST_SECONDS = 5.0  # that a replica waits, at its end, for an act that it has handed back
 
 
 class Operator:
-    """Runs operations on threads of its own; leaving the block waits for those that run."""
+    """Runs operations on a thread of their own; leaving the block hands back what runs.
 
-    def __init__(self, backcast: Backcast, engine: Engine, grace: timedelta) -> None:
+    Another replica then carries it on at once, or this one when it starts again.
+    """
+
+    def __init__(
+        self, backcast: Backcast, engine: Engine, grace: timedelta, timeout: float
+    ) -> None:
         self._backcast, self._engine, self._grace = backcast, engine, grace
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="operation")
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._timeout = timeout
+        self._watcher = Watcher(backcast.registry.operations, timeout)
+        self._stopping, self._changing = Event(), Lock()
+        self._running: dict[Claim, Thread] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
+        self._stopping.set()
+        with self._changing:
+            running = dict(self._running)
+        for claim, thread in running.items():
+            self._hand_back(claim)
+            thread.join(_LAST_SECONDS)
 
-    def promote(self, order: PromotionOrder) -> Operation:
-        """Start a promotion and return its operation; what can be refused at once is.
+    def start(self, order: Order, actor: str, key: str | None = None) -> tuple[Operation, bool]:
+        """Start an operation, or find that of an idempotency key; return it and whether it is new.
 
         Raises:
-            UnknownVersion, VersionRetired, NothingPublished, PromotionConflict: nothing started.
+            OperationRunning, IdempotencyKeyReused: nothing was started.
+            BackcastError: what can be refused at once was.
         """
-        find_candidate(self._backcast, order.version, expected_live=order.expected_live)
-        return self._start("promote", order.document(), order.actor, partial(self._promote, order))
+        owner = new_owner("replica on")
+        operation = begin(self._backcast, order, actor, owner=owner, resumable=True, key=key)
+        is_new = operation.owner == owner
+        if is_new:
+            self._run(operation, Claim(operation.id, owner))
+        return operation, is_new
 
-    def _start(
-        self,
-        kind: str,
-        request: Mapping[str, Any],
-        actor: str,
-        act: Callable[[str, Report], Mapping[str, Any]],
-    ) -> Operation:
-        operations = self._backcast.registry.operations
-        operation = operations.start(kind, request, actor, self._owner)
-        self._pool.submit(self._run, operation.id, act)
-        return operation
+    def watch(self) -> None:
+        """Carry on or end an operation that nobody runs; raise RegistryError."""
+        watched = self._watcher.look()
+        if watched is None or self._runs(watched.operation):
+            return
+        seen = watched.operation
+        if seen.owner is not None and watched.still < self._timeout:
+            return
+        if seen.resumable:
+            self._resume(seen)
+        elif settle(self._backcast, seen, abandonment(seen, self._timeout)):
+            logger.warning("operation %s was abandoned by %s and is ended", seen.id, seen.owner)
 
-    def _run(self, id: str, act: Callable[[str, Report], Mapping[str, Any]]) -> None:
-        operations = self._backcast.registry.operations
+    def _resume(self, seen: Operation) -> None:
+        owner = new_owner("replica on")
+        claim = self._backcast.registry.operations.take(seen, owner)
+        if claim is not None:
+            logger.warning("operation %s of %s is carried on here", seen.id, seen.owner or "nobody")
+            self._run(seen, claim)
+
+    def _runs(self, operation: Operation) -> bool:
+        with self._changing:
+            return any(claim.owner == operation.owner for claim in self._running)
+
+    def _run(self, operation: Operation, claim: Claim) -> None:
+        work = partial(self._work, operation, claim)
+        thread = Thread(target=work, name=f"operation {operation.id}", daemon=True)
+        with self._changing:
+            self._running[claim] = thread
+        thread.start()
+
+    def _work(self, operation: Operation, claim: Claim) -> None:
+        attempts = Attempts(math.inf, self._stopping)
         try:
-            try:
-                result = act(id, partial(operations.progress, id))
-            except BackcastError as error:
-                logger.warning("operation %s failed: %s", id, error.message)
-                operations.fail(id, error)
-            except Exception:
-                operations.fail(id, ServiceError("An unforeseen error; the service's log has it."))
-                raise
-            else:
-                operations.succeed(id, result)
+            outcome = carry_out(
+                self._backcast,
+                operation,
+                claim,
+                timeout=self._timeout,
+                attempts=attempts,
+                followed=self._follow,
+            )
+            logger.info(
+                "operation %s: version %d is live, from snapshot %s, stored as %s",
+                *(operation.id, outcome.live.version, outcome.live.snapshot, outcome.rounding),
+            )
+        except BackcastError as error:
+            logger.warning("operation %s: %s", operation.id, error.message)
         except Exception:  # the edge of a thread: nobody above could see the error
-            logger.exception("operation %s", id)
+            logger.exception("operation %s", operation.id)
+            self._fail(claim)
+        finally:
+            with self._changing:
+                del self._running[claim]
 
-    def _promote(self, order: PromotionOrder, id: str, report: Report) -> dict[str, Any]:
-        promoted = promote(
-            self._backcast,
-            order.version,
-            actor=order.actor,
-            expected_live=order.expected_live,
-            force=order.force,
-            reason=order.reason,
-            operation=id,
-            report=report,
-        )
-        live = promoted.live
-        logger.info(
-            "version %d is live, from snapshot %s, stored as %s",
-            live.version,
-            live.snapshot,
-            promoted.rounding,
-        )
-        self._follow(live)
-        return {
-            "live_version": live.version,
-            "snapshot": f"{live.snapshot}.{live.delta}",
-            "stored": asdict(promoted.rounding),
-        }
+    def _fail(self, claim: Claim) -> None:
+        error = ServiceError("An unforeseen error; the service's log has it.")
+        try:
+            self._backcast.registry.operations.fail(claim, error)
+        except (OperationAbandoned, RegistryError) as lost:
+            logger.warning("operation %s: %s", claim.id, lost.message)
+
+    def _hand_back(self, claim: Claim) -> None:
+        try:
+            self._backcast.registry.operations.release(claim)
+        except (OperationAbandoned, RegistryError) as error:
+            logger.warning("operation %s is not handed back: %s", claim.id, error.message)
+        else:
+            logger.info("operation %s is handed back, for another replica to carry on", claim.id)
 
     def _follow(self, live: Live) -> None:
         try:

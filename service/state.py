@@ -13,6 +13,7 @@ from fastapi import Request
 from sqlalchemy import make_url
 
 from backcast.lifecycle import Backcast, open_backcast, sweep
+from backcast.lifecycle.operations import beat_seconds
 from backcast.settings import Settings
 from backcast.stores import shown_url
 from service.auth import KeyRing
@@ -56,7 +57,8 @@ def open_state(settings: Settings) -> Iterator[State]:
         backcast = stack.enter_context(open_backcast(settings))
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, settings.device)
         grace = timedelta(seconds=settings.grace_seconds)
-        operator = stack.enter_context(Operator(backcast, engine, grace))
+        timeout = settings.operation_timeout
+        operator = stack.enter_context(Operator(backcast, engine, grace, timeout))
         following = Poller("following the registry", engine.refresh, settings.poll_seconds)
         following.attempt()
         _log_start(settings, engine)
@@ -64,6 +66,8 @@ def open_state(settings: Settings) -> Iterator[State]:
         # On a thread of its own: dropping a large snapshot must not keep a replica behind.
         sweeping = Poller("sweeping", partial(sweep, backcast, grace), settings.poll_seconds)
         stack.enter_context(sweeping)
+        watching = Poller("watching operations", operator.watch, beat_seconds(timeout))
+        stack.enter_context(watching)
         keys = KeyRing(backcast.registry.keys, settings.key_cache_seconds)
         batches, refreshes = CapacityLimiter(_BATCHES), CapacityLimiter(1)
         yield State(settings, backcast, engine, keys, operator, batches, refreshes)

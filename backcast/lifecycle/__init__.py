@@ -7,6 +7,8 @@ transaction. A kill before the transaction leaves litter and the old state; afte
 from backcast.lifecycle.changing import erase, upsert, upsert_batches
 from backcast.lifecycle.collecting import sweep
 from backcast.lifecycle.loading import load_snapshot
+from backcast.lifecycle.operations import run_order
+from backcast.lifecycle.orders import Order, Promote, Refresh, Rollback
 from backcast.lifecycle.places import Backcast, Report, open_backcast
 from backcast.lifecycle.promotion import (
     Candidate,
@@ -21,6 +23,7 @@ from backcast.lifecycle.promotion import (
 from backcast.lifecycle.refreshing import compact, refresh
 from backcast.lifecycle.registering import Base, publish, register_version
 from backcast.lifecycle.remains import ErasureReport, Holder
+from backcast.lifecycle.rollback import RollbackPlan, plan_rollback, rollback
 
 __all__ = [
     "Backcast",
@@ -30,19 +33,27 @@ __all__ = [
     "Expected",
     "Gate",
     "Holder",
+    "Order",
     "Plan",
+    "Promote",
     "Promoted",
+    "Refresh",
     "Report",
+    "Rollback",
+    "RollbackPlan",
     "compact",
     "erase",
     "find_candidate",
     "load_snapshot",
     "open_backcast",
     "plan_promotion",
+    "plan_rollback",
     "promote",
     "publish",
     "refresh",
     "register_version",
+    "rollback",
+    "run_order",
     "sweep",
     "upsert",
     "upsert_batches",

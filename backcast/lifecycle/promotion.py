@@ -22,6 +22,7 @@ from backcast.registry import Catalog, Switch
 from backcast.snapshots import read_snapshot
 from backcast.stores import Rounding
 from backcast.versions import (
+    Claim,
     Lineage,
     Live,
     SnapshotRecord,
@@ -109,7 +110,7 @@ def find_candidate(
     known = {v.number: v for v in catalog.versions}.get(version)
     if known is None:
         raise UnknownVersion(version)
-    _demand_expected(expected_live, catalog.live)
+    demand_expected(expected_live, catalog.live)
     if known.state is VersionState.RETIRED:
         raise VersionRetired(version, ())
     if known.state is VersionState.REJECTED:
@@ -155,7 +156,7 @@ def promote(
     expected_live: int | Expected | None = None,
     force: bool = False,
     reason: str | None = None,
-    operation: str | None = None,
+    operation: Claim | None = None,
     report: Report = lambda _step, _fraction: None,
 ) -> Promoted:
     """Load the newest snapshot of ``version`` into the store and make it live, in one switch.
@@ -179,7 +180,7 @@ def promote(
         backcast, plan.snapshot, lambda done: report("load", round(0.2 + 0.7 * done, 2))
     )
     if plan.live is not None and plan.live.snapshot == plan.snapshot:
-        return Promoted(plan.live, rounding)
+        return Promoted(_still_live(backcast, plan.live), rounding)
     report("switch", 0.9)
     switch = Switch(
         kind="refresh" if plan.live and plan.live.version == version else "promote",
@@ -193,6 +194,22 @@ def promote(
         operation=operation,
     )
     return Promoted(switch_carrying(backcast, switch), rounding)
+
+
+def _still_live(backcast: Backcast, filled: Live) -> Live:
+    """Return what is live, if that is what the store was filled with again."""
+    live = backcast.registry.deployments.live()
+    if live is not None and live.snapshot == filled.snapshot:
+        return live
+    record = backcast.registry.snapshots.get(filled.snapshot)
+    if record.condemned_at is not None:  # nobody would drop it any more
+        backcast.store.drop(filled.snapshot)
+    raise PromotionConflict(
+        f"Version {filled.version} is not live from snapshot {filled.snapshot} any more; that was "
+        "loaded for nothing.",
+        expected_version=filled.version,
+        current_version=None if live is None else live.version,
+    )
 
 
 def _lineage_gate(chain: list[int], live: Live | None) -> Gate:
@@ -234,7 +251,8 @@ def _demand(plan: Plan, *, force: bool) -> None:
         )
 
 
-def _demand_expected(expected: int | Expected | None, live: Live | None) -> None:
+def demand_expected(expected: int | Expected | None, live: Live | None) -> None:
+    """Raise PromotionConflict unless what was expected is live."""
     wanted = None if expected is Expected.NOTHING else expected
     found = None if live is None else live.version
     if expected is not None and wanted != found:

@@ -19,6 +19,7 @@ __all__ = [
     "Catalog",
     "Erased",
     "NumberTaken",
+    "Operations",
     "Registry",
     "StateMoved",
     "Switch",

@@ -11,8 +11,9 @@ from backcast.errors import NothingPublished, PromotionConflict
 from backcast.registry import tables
 from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
-from backcast.registry.versions import read_transforms, read_versions, set_state
-from backcast.versions import DeltaDraft, Lineage, Live, Transform, Version, VersionState
+from backcast.registry.operations import fence
+from backcast.registry.versions import read_transforms, read_versions, set_note, set_state
+from backcast.versions import Claim, DeltaDraft, Lineage, Live, Transform, Version, VersionState
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Switch:
     Attributes:
         head: the last delta on ``snapshot`` that the caller knows of.
         carried: changes that go with the switch: they become the next deltas on ``snapshot``.
+        reason: kept with the deployment, and as the note of versions that it rolls back.
+        operation: what the switch is part of; where another took it over, nothing is switched.
     """
 
     kind: str
@@ -41,7 +44,7 @@ class Switch:
     reason: str | None = None
     forced: bool = False
     gates: Mapping[str, Any] | None = None
-    operation: str | None = None
+    operation: Claim | None = None
     head: int = 0
     carried: Sequence[DeltaDraft] = ()
 
@@ -72,6 +75,7 @@ class Deployments:
             StateMoved: ids were changed meanwhile, on the live snapshot or on the new one; nothing
                 was changed.
             NothingPublished: the snapshot was deleted meanwhile; nothing was changed.
+            OperationAbandoned: another took the operation over; nothing was changed.
         """
         return self.switch_in_turn(lambda: change)
 
@@ -85,6 +89,8 @@ class Deployments:
                 take_turn(connection)
                 change = make()
                 generation = 1 if change.seen is None else change.seen.generation + 1
+                if change.operation is not None:
+                    fence(connection, change.operation)
                 delta = append_deltas(connection, change.snapshot, change.head, change.carried)
                 after = Live(change.version, change.snapshot, delta, generation)
                 _swap(connection, change.seen, after)
@@ -97,6 +103,14 @@ class Deployments:
                 raise
             raise _conflict(change.seen, found) from error
         return after
+
+    def made_by(self, operation: str) -> Live | None:
+        """Return what an operation made live, None where it has made no switch."""
+        row = tables.deployments.c
+        columns = (row.version, row.snapshot, row.delta, row.generation)
+        with self._db.read() as connection:
+            found = connection.execute(select(*columns).where(row.operation == operation)).first()
+        return None if found is None else Live(**found._mapping)
 
     def history(self) -> list[dict[str, Any]]:
         """Return every deployment, newest first."""
@@ -155,8 +169,14 @@ def _move_states(connection: Connection, change: Switch) -> None:
     ancestors = [j for j in chain[1:] if state[j] is not VersionState.RETIRED]
     set_state(connection, ancestors, VersionState.SUPERSEDED)
     if change.seen is not None and change.seen.version not in chain:
-        set_state(connection, [change.seen.version], VersionState.ROLLED_BACK)
+        left = Lineage.of(versions).chain(change.seen.version)
+        served = {VersionState.LIVE, VersionState.SUPERSEDED}
+        off = [j for j in left if j not in chain and state[j] in served]
+        set_state(connection, off, VersionState.ROLLED_BACK)
+        set_note(connection, off, change.reason)
     set_state(connection, [change.version], VersionState.LIVE)
+    back = [j for j in chain if state[j] is VersionState.ROLLED_BACK]
+    set_note(connection, back, None)
 
 
 def _supersede(connection: Connection, change: Switch) -> None:
@@ -198,7 +218,7 @@ def _record(connection: Connection, change: Switch, after: Live) -> None:
             reason=change.reason,
             forced=change.forced,
             gates=dict(change.gates or {}),
-            operation=change.operation,
+            operation=None if change.operation is None else change.operation.id,
             created_at=utc_now(),
         )
     )

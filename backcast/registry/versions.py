@@ -111,6 +111,16 @@ class Versions:
             raise
         return self.get(draft.number)
 
+    def note_weights_deleted(self, number: int) -> None:
+        """Note that nobody may count on the weights of M_k any more; then they are deleted."""
+        row = tables.versions.c
+        with self._db.write() as connection:
+            connection.execute(
+                update(tables.versions)
+                .where((row.number == number) & row.weights_deleted_at.is_(None))
+                .values(weights_deleted_at=utc_now())
+            )
+
 
 def read_versions(connection: Connection) -> list[Version]:
     """Return every version, oldest first, within the caller's transaction."""
@@ -122,6 +132,13 @@ def read_transforms(connection: Connection) -> list[Transform]:
     """Return every map within the caller's transaction."""
     columns = [c for c in tables.transforms.c if c.name != "created_at"]
     return [Transform(**row._mapping) for row in connection.execute(select(*columns))]
+
+
+def set_note(connection: Connection, numbers: Sequence[int], note: str | None) -> None:
+    """Say why ``numbers`` are in their state, within the caller's transaction."""
+    connection.execute(
+        update(tables.versions).where(tables.versions.c.number.in_(numbers)).values(note=note)
+    )
 
 
 def set_state(connection: Connection, numbers: Sequence[int], state: VersionState) -> None:
@@ -146,7 +163,6 @@ def _check_maps(connection: Connection, draft: VersionDraft) -> None:
 
 def _version(row: Row[Any]) -> Version:
     values = dict(row._mapping)
-    del values["weights_deleted_at"]
     values["state"] = VersionState(values["state"])
     values["files"] = {name: FileDigest(**digest) for name, digest in values["files"].items()}
     return Version(**values)

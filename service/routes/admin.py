@@ -1,22 +1,44 @@
-"""What administrators do: promote, follow operations, read the history."""
+"""What administrators do: promote, refresh, roll back, follow operations, read the history."""
 
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Request, Response, Security
+from fastapi import (
+    APIRouter,
+    Body,
+    Depends,
+    Header,
+    Path,
+    Query,
+    Request,
+    Response,
+    Security,
+)
 from fastapi.responses import JSONResponse
 
-from backcast.lifecycle import Expected, plan_promotion
-from backcast.versions import Key
+from backcast.lifecycle import (
+    Expected,
+    Order,
+    Promote,
+    Refresh,
+    Rollback,
+    plan_promotion,
+    plan_rollback,
+)
+from backcast.versions import Key, OperationState
 from service.declarations import KEY, problem_responses
 from service.documents import (
     LARGEST_VERSION,
     DeploymentDocument,
     DeploymentsDocument,
     OperationDocument,
+    OperationsDocument,
     PlanDocument,
     PromotionRequest,
+    RefreshRequest,
+    RollbackPlanDocument,
+    RollbackRequest,
 )
-from service.operations import PromotionOrder
 from service.requests import find_admin
 from service.state import state_of
 
@@ -25,23 +47,40 @@ router = APIRouter(
 )
 
 
+_STARTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "The operation that was started, or the running one of this key.",
+        "model": OperationDocument,
+        "headers": {
+            "Location": {"description": "Where to follow it.", "schema": {"type": "string"}}
+        },
+    },
+}
+_REFUSALS = problem_responses(401, 403, 404, 409, 410, 422, 503)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,128}$",
+        description="Any text that stands for this request: sent again, it leads to the same "
+        "operation and starts none. With another request it is refused.",
+    ),
+]
+
+
 @router.post(
     "/versions/{k}/promote",
     summary="Promote a version",
     status_code=202,
     response_model=OperationDocument,
     responses={
-        200: {"description": "The plan of a dry run.", "model": PlanDocument},
-        202: {
-            "description": "The operation that was started.",
-            "headers": {
-                "Location": {
-                    "description": "Where to follow it.",
-                    "schema": {"type": "string"},
-                }
-            },
+        200: {
+            "description": "The plan of a dry run, or the ended operation of this key.",
+            "model": PlanDocument | OperationDocument,
         },
-        **problem_responses(401, 403, 404, 409, 410, 422, 503),
+        **_STARTED,
+        **_REFUSALS,
     },
 )
 def promote_version(
@@ -49,22 +88,97 @@ def promote_version(
     caller: Annotated[Key, Depends(find_admin)],
     k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version to make live.")],
     wanted: Annotated[PromotionRequest, Body()],
+    key: IdempotencyKey = None,
 ) -> Response:
     """Load the newest snapshot of a version and make it live, if its gates pass.
 
     What can be refused at once is; the rest becomes an operation, which fails or succeeds.
     A dry run answers with the plan, when every gate has been run.
     """
-    state = state_of(request)
     expected = _expected(wanted)
     if wanted.dry_run:
-        plan = plan_promotion(state.backcast, k, expected_live=expected)
+        plan = plan_promotion(state_of(request).backcast, k, expected_live=expected)
         return JSONResponse(plan.document())
-    order = PromotionOrder(k, expected, wanted.force, wanted.reason, caller.consumer)
-    operation = OperationDocument.model_validate(state.operator.promote(order))
+    return _start(request, Promote(k, expected, wanted.force, wanted.reason), caller, key)
+
+
+@router.post(
+    "/versions/{k}/refresh",
+    summary="Refresh the live version",
+    status_code=202,
+    response_model=OperationDocument,
+    responses={
+        200: {
+            "description": "The plan of a dry run, or the ended operation of this key.",
+            "model": PlanDocument | OperationDocument,
+        },
+        **_STARTED,
+        **_REFUSALS,
+    },
+)
+def refresh_version(
+    request: Request,
+    caller: Annotated[Key, Depends(find_admin)],
+    k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The live version.")],
+    wanted: Annotated[RefreshRequest, Body()],
+    key: IdempotencyKey = None,
+) -> Response:
+    """Make the newest snapshot of the live version live.
+
+    Ids that were upserted since it was begun go with it.
+    """
+    order = Refresh(k, wanted.expected_live)
+    if wanted.dry_run:
+        backcast = state_of(request).backcast
+        order.check(backcast)
+        plan = plan_promotion(backcast, k, expected_live=wanted.expected_live)
+        return JSONResponse(plan.document())
+    return _start(request, order, caller, key)
+
+
+@router.post(
+    "/rollback",
+    summary="Roll back to what was live before",
+    status_code=202,
+    response_model=OperationDocument,
+    responses={
+        200: {
+            "description": "The plan of a dry run, or the ended operation of this key.",
+            "model": RollbackPlanDocument | OperationDocument,
+        },
+        **_STARTED,
+        **_REFUSALS,
+    },
+)
+def roll_back(
+    request: Request,
+    caller: Annotated[Key, Depends(find_admin)],
+    wanted: Annotated[RollbackRequest, Body()],
+    key: IdempotencyKey = None,
+) -> Response:
+    """Make the snapshot live again that was live before the last promotion, or one named.
+
+    It must be in its grace period. Consumers of the version that is left get 409 and the reason.
+    """
+    if wanted.reason is None or wanted.dry_run:
+        state = state_of(request)
+        plan = plan_rollback(
+            state.backcast,
+            grace=timedelta(seconds=state.settings.grace_seconds),
+            expected_live=wanted.expected_live,
+            to_snapshot=wanted.to_snapshot,
+        )
+        return JSONResponse(plan.document())
+    order = Rollback(wanted.expected_live, wanted.reason, wanted.to_snapshot)
+    return _start(request, order, caller, key)
+
+
+def _start(request: Request, order: Order, caller: Key, key: str | None) -> Response:
+    operation, is_new = state_of(request).operator.start(order, caller.consumer, key)
+    ended = not is_new and operation.state in {OperationState.SUCCEEDED, OperationState.FAILED}
     return JSONResponse(
-        operation.model_dump(mode="json"),
-        status_code=202,
+        OperationDocument.model_validate(operation).model_dump(mode="json"),
+        status_code=200 if ended else 202,
         headers={"Location": f"/admin/operations/{operation.id}"},
     )
 
@@ -73,6 +187,16 @@ def _expected(wanted: PromotionRequest) -> int | Expected | None:
     if wanted.states_expectation and wanted.expected_live is None:
         return Expected.NOTHING
     return wanted.expected_live
+
+
+@router.get("/operations", summary="Operations", responses=problem_responses(401, 403, 422, 503))
+def list_operations(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
+) -> OperationsDocument:
+    """Return the newest operations, newest first: of every replica and of the command line."""
+    found = state_of(request).backcast.registry.operations.recent(limit)
+    return OperationsDocument(operations=[OperationDocument.model_validate(o) for o in found])
 
 
 @router.get(

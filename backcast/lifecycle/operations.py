@@ -1,0 +1,350 @@
+"""Operations: an order is begun, run with signs of life, and ended or carried on by another.
+
+No clock of another host is ever compared: who watches an operation counts on its own monotonic
+clock how long its beat has not changed.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import Event, Thread
+from typing import Any, Self
+
+from backcast.errors import (
+    BackcastError,
+    OperationAbandoned,
+    OperationRunning,
+    RegistryError,
+    StoreError,
+)
+from backcast.lifecycle.orders import Order, read_order
+from backcast.lifecycle.places import Backcast, Report
+from backcast.registry import Operations
+from backcast.registry.operations import OperationDraft, running
+from backcast.stores import Rounding
+from backcast.versions import Claim, Live, Operation
+
+logger = logging.getLogger(__name__)
+
+_BEAT = 1.0  # seconds between two signs of life, less where the timeout is short
+_BEATS = 5  # within a timeout, at least
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # between two attempts while the registry is away
+
+
+def new_owner(role: str) -> str:
+    """Return a name for who runs one operation, unlike any other, this process's included."""
+    return f"{role} {socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
+def beat_seconds(timeout: float) -> float:
+    """Return how often an owner gives a sign of life, and how often it is looked for."""
+    return min(_BEAT, timeout / _BEATS)
+
+
+def begin(
+    backcast: Backcast,
+    order: Order,
+    actor: str,
+    *,
+    owner: str,
+    resumable: bool = False,
+    key: str | None = None,
+) -> Operation:
+    """Write down an operation, if its order cannot be refused at once; it runs nowhere yet.
+
+    Where its idempotency key is known, the operation of that key is returned: its owner is
+    another.
+
+    Raises:
+        OperationRunning, IdempotencyKeyReused: see ``Operations.start``.
+        BackcastError: what the order's ``check`` raises.
+    """
+    draft = OperationDraft(order.kind, order.document(), actor, owner, resumable, key)
+    operations = backcast.registry.operations
+    known = operations.known(draft)
+    if known is not None:
+        return known
+    order.check(backcast)
+    return operations.start(draft)
+
+
+class Heart:
+    """Gives signs of life of an operation, on a thread of its own, until the block ends."""
+
+    def __init__(self, operations: Operations, claim: Claim, seconds: float) -> None:
+        self._operations, self._claim, self._seconds = operations, claim, seconds
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="heart of an operation", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._seconds):
+            try:
+                self._operations.beat(self._claim)
+            except OperationAbandoned:
+                return  # the next report meets this too, and ends the act
+            except RegistryError:
+                continue  # while it is away nobody can look for signs either
+            except Exception:  # the edge of a thread: nobody above could see the error
+                logger.exception("a sign of life of operation %s", self._claim.id)
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """How an owner goes on while the registry is away.
+
+    Attributes:
+        seconds: for how long.
+        stopping: set where it shall not.
+    """
+
+    seconds: float
+    stopping: Event
+
+    def pauses(self) -> Iterator[bool]:
+        """Yield True before each further attempt, after ever longer pauses, and end in time."""
+        pause, until = _FIRST_PAUSE, time.monotonic() + self.seconds
+        while time.monotonic() + pause < until and not self.stopping.wait(pause):
+            yield True
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an operation made live, and what storing it cost; None where the store cannot tell."""
+
+    live: Live
+    rounding: Rounding | None
+
+    @classmethod
+    def of(cls, backcast: Backcast, live: Live) -> Self:
+        """Ask the store what storing ``live`` cost."""
+        try:
+            return cls(live, backcast.store.open(live.snapshot).rounding)
+        except StoreError:
+            return cls(live, None)
+
+    def document(self) -> dict[str, Any]:
+        """Return the operation's result."""
+        return {
+            "live_version": self.live.version,
+            "snapshot": f"{self.live.snapshot}.{self.live.delta}",
+            "stored": None if self.rounding is None else asdict(self.rounding),
+        }
+
+
+def carry_out(
+    backcast: Backcast,
+    operation: Operation,
+    claim: Claim,
+    *,
+    timeout: float,
+    attempts: Attempts,
+    report: Report = lambda _step, _fraction: None,
+    followed: Callable[[Live], None] = lambda _live: None,
+) -> Outcome:
+    """Run an operation that this process has claimed, from wherever it stands, to its end.
+
+    ``followed`` is told what is live before others are told that the operation has succeeded.
+
+    Raises:
+        OperationAbandoned: another process has it now; what this one did is harmless.
+        RegistryError: the registry stayed away; the operation stays, and can be carried on.
+        BackcastError: what the act raised; the operation has failed.
+    """
+
+    def tell(step: str, fraction: float) -> None:
+        backcast.registry.operations.progress(claim, step, fraction)
+        report(step, fraction)
+
+    pauses = attempts.pauses()
+    with Heart(backcast.registry.operations, claim, beat_seconds(timeout)):
+        while True:
+            try:
+                return _attempt(backcast, operation, claim, tell, followed)
+            except RegistryError as error:
+                logger.warning("operation %s waits: %s", operation.id, error.message)
+                if not next(pauses, False):
+                    raise
+
+
+def _attempt(
+    backcast: Backcast,
+    operation: Operation,
+    claim: Claim,
+    tell: Report,
+    followed: Callable[[Live], None],
+) -> Outcome:
+    operations, deployments = backcast.registry.operations, backcast.registry.deployments
+    # An attempt before this one, here or elsewhere, may have done it without learning so.
+    live = deployments.made_by(operation.id)
+    if live is None:
+        order = read_order(operation.kind, operation.request)
+        try:
+            live = order.run(backcast, operation.actor, claim, tell)
+        except (RegistryError, OperationAbandoned):
+            raise
+        except BackcastError as error:
+            operations.fail(claim, error)
+            raise
+    followed(live)
+    outcome = Outcome.of(backcast, live)
+    operations.succeed(claim, outcome.document())
+    return outcome
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An active operation, and for how many seconds it has given no sign of life."""
+
+    operation: Operation
+    still: float
+
+    @property
+    def sign(self) -> tuple[str, str | None, int]:
+        """What changes as long as somebody runs it."""
+        return self.operation.id, self.operation.owner, self.operation.beat
+
+
+class Watcher:
+    """Looks at the active operation again and again, and counts how long it has not changed."""
+
+    def __init__(
+        self, operations: Operations, timeout: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._operations, self._timeout, self._clock = operations, timeout, clock
+        self._last: Watched | None = None
+        self._looked_at = 0.0
+
+    def look(self) -> Watched | None:
+        """Return the active operation, None where there is none; raise RegistryError.
+
+        Only time during which this could look counts: while the registry was away, or this
+        process was not running, a living owner might have left no sign either.
+        """
+        before, self._last = self._last, None
+        active = self._operations.active()
+        now = self._clock()
+        passed, self._looked_at = now - self._looked_at, now
+        if active is None:
+            return None
+        found = Watched(active, 0.0)
+        if before is not None and before.sign == found.sign and passed < self._timeout:
+            found = Watched(active, before.still + passed)
+        self._last = found
+        return found
+
+
+def settle(backcast: Backcast, seen: Operation, error: BackcastError) -> bool:
+    """End an operation that nobody carries on: as succeeded where it made its switch, else failed.
+
+    Returns whether it was still as ``seen``; else somebody runs it, or has ended it.
+    """
+    operations = backcast.registry.operations
+    claim = operations.take(seen, new_owner("ended by"))
+    if claim is None:
+        return False
+    _end(backcast, claim, error)
+    return True
+
+
+def _end(backcast: Backcast, claim: Claim, error: BackcastError) -> None:
+    live = backcast.registry.deployments.made_by(claim.id)
+    if live is None:
+        backcast.registry.operations.fail(claim, error)
+    else:
+        backcast.registry.operations.succeed(claim, Outcome.of(backcast, live).document())
+
+
+def abandonment(seen: Operation, timeout: float) -> OperationAbandoned:
+    """Return the error of an operation that its owner abandoned."""
+    return OperationAbandoned(
+        f"Abandoned by {seen.owner or 'its owner'}, which gave no sign of life for {timeout:g} s; "
+        "nothing was switched.",
+        owner=seen.owner,
+    )
+
+
+Say = Callable[[str], None]
+"""Told in a line what a command waits for."""
+
+
+def run_order(
+    backcast: Backcast,
+    order: Order,
+    actor: str,
+    *,
+    timeout: float,
+    report: Report = lambda _step, _fraction: None,
+    say: Say = lambda _line: None,
+) -> Outcome:
+    """Run an order as an operation of this process, from its beginning to its end.
+
+    Where an operation holds the slot that nobody runs any more, this waits until that is certain,
+    ends it, and goes on. An interrupt ends the operation too.
+
+    Raises:
+        OperationRunning: another operation is active, and lives.
+        BackcastError: see ``begin`` and ``carry_out``.
+    """
+    owner = new_owner("command on")
+    operation = _begin_patiently(backcast, order, actor, owner, timeout, say)
+    claim = Claim(operation.id, owner)
+    attempts = Attempts(4 * timeout, Event())
+    with _ended_by_interrupt(backcast, claim):
+        return carry_out(
+            backcast, operation, claim, timeout=timeout, attempts=attempts, report=report
+        )
+
+
+def _begin_patiently(
+    backcast: Backcast, order: Order, actor: str, owner: str, timeout: float, say: Say
+) -> Operation:
+    while True:
+        try:
+            return begin(backcast, order, actor, owner=owner)
+        except OperationRunning:
+            _wait_for_slot(backcast, timeout, say)
+
+
+def _wait_for_slot(backcast: Backcast, timeout: float, say: Say) -> None:
+    """Return once the slot is free, an abandoned operation ended; raise OperationRunning."""
+    watcher, first = Watcher(backcast.registry.operations, timeout), None
+    while (watched := watcher.look()) is not None:
+        seen = watched.operation
+        if first is None:
+            first = watched.sign
+            say(
+                f"Operation {seen.id} ({seen.kind}) of {seen.owner or 'nobody'} is not ended; "
+                f"waiting up to {timeout:g} s for a sign of life."
+            )
+        if watched.sign != first:
+            raise running(seen)
+        if watched.still >= timeout and settle(backcast, seen, abandonment(seen, timeout)):
+            say(f"Operation {seen.id} was abandoned and is ended; going on.")
+            return
+        time.sleep(beat_seconds(timeout))
+
+
+@contextmanager
+def _ended_by_interrupt(backcast: Backcast, claim: Claim) -> Iterator[None]:
+    try:
+        yield
+    except BackcastError:
+        raise  # the operation has ended, or must not
+    except BaseException as error:
+        word = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Ended by an error"
+        _end(backcast, claim, OperationAbandoned(f"{word}; nothing was switched."))
+        raise
