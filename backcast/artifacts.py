@@ -10,6 +10,8 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import IO, Any
 
 import fsspec
@@ -121,6 +123,40 @@ class Artifacts:
             with suppress(FileNotFoundError):  # another process may be deleting it too
                 self._fs.rm(path, recursive=True)
 
+    def delete_file(self, folder: str, name: str) -> None:
+        """Remove one file; one that is gone already is fine."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(folder, name))
+
+    def exists(self, folder: str, name: str) -> bool:
+        """Return whether a file is there; nothing is said of its content."""
+        found: bool = self._fs.exists(self._path(folder, name))
+        return found
+
+    def size(self, folder: str) -> int:
+        """Return how many bytes the files of a folder take; 0 for one that is gone."""
+        return int(self._fs.du(self._path(folder))) if self._fs.exists(self._path(folder)) else 0
+
+    def folders(self) -> dict[str, "FoundFolder"]:
+        """Return every folder that holds files, by name, whoever wrote it."""
+        self._fs.invalidate_cache()
+        found: dict[str, FoundFolder] = {}
+        start = len(self._path(""))
+        for path, about in self._fs.find(self._path(""), detail=True).items():
+            folder, _, name = path[start:].rpartition("/")
+            if folder and name:
+                file = FoundFolder(about["size"], self._fs.modified(path).astimezone(UTC))
+                found[folder] = file if folder not in found else found[folder] + file
+        return found
+
+    def now(self) -> datetime:
+        """Return the time by the file system's own clock: that of a new file."""
+        folder = self.new_folder("versions", "clock")
+        self.write(folder, {"empty": b""})
+        moment: datetime = self._fs.modified(self._path(folder, "empty"))
+        self.delete(folder)
+        return moment.astimezone(UTC)
+
     def read_tensors(self, folder: str, name: str, sha256: str) -> dict[str, NDArray[np.generic]]:
         """Return the arrays of a safetensors file."""
         content = self.read(folder, name, sha256)
@@ -157,6 +193,17 @@ class Artifacts:
                 self.url(folder, name),
                 f"its SHA-256 is {found[:12]}…, registered was {registered[:12]}…",
             )
+
+
+@dataclass(frozen=True)
+class FoundFolder:
+    """What the files of a folder take, and when the youngest was written."""
+
+    size: int
+    changed_at: datetime
+
+    def __add__(self, other: "FoundFolder") -> "FoundFolder":
+        return FoundFolder(self.size + other.size, max(self.changed_at, other.changed_at))
 
 
 class HashingFile:

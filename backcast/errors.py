@@ -236,9 +236,9 @@ class VersionOffChain(Conflict):
             f"versions {list(servable)} can be served.",
             version=version,
             state=state,
-            reason=note,
             current_version=live,
             servable_versions=list(servable),
+            **({} if note is None else {"reason": note}),
         )
 
 

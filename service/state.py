@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import cast
 
 from anyio import CapacityLimiter
 from fastapi import Request
 from sqlalchemy import make_url
 
-from backcast.lifecycle import Backcast, open_backcast, sweep
+from backcast.lifecycle import Backcast, Collector, Policy, open_backcast
 from backcast.lifecycle.operations import beat_seconds
 from backcast.settings import Settings
 from backcast.stores import shown_url
@@ -64,7 +63,8 @@ def open_state(settings: Settings) -> Iterator[State]:
         _log_start(settings, engine)
         stack.enter_context(following)
         # On a thread of its own: dropping a large snapshot must not keep a replica behind.
-        sweeping = Poller("sweeping", partial(sweep, backcast, grace), settings.poll_seconds)
+        collector = Collector(backcast, Policy.of(settings))
+        sweeping = Poller("sweeping", collector.collect, settings.poll_seconds)
         stack.enter_context(sweeping)
         watching = Poller("watching operations", operator.watch, beat_seconds(timeout))
         stack.enter_context(watching)

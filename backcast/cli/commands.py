@@ -1,6 +1,5 @@
 """Commands of the core: versions, promote, keys, get, db."""
 
-import getpass
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -9,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import make_url
 
-from backcast.cli.output import print_json, print_table, progress, say
+from backcast.cli import operations
+from backcast.cli.output import print_json, print_table, say
 from backcast.client import Client, VersionName
 from backcast.errors import InvalidInput
-from backcast.lifecycle import open_backcast, plan_promotion, promote, sweep
+from backcast.lifecycle import Promote, open_backcast, plan_promotion
 from backcast.registry import open_registry, schema
 from backcast.registry.keys import split_secret
 from backcast.registry.tables import SCHEMA_REVISION
@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
         ("get", get_command, "backcast get B0002E1G5C --version 0"),
     ):
         app.command(name, epilog=_example(example))(command)
+    operations.add_to(app)
     app.add_typer(keys_app, name="keys")
     app.add_typer(db_app, name="db")
 
@@ -99,36 +100,12 @@ def promote_command(
     with open_backcast(settings) as backcast:
         if dry_run:
             plan = plan_promotion(backcast, version, expected_live=expected_live)
-            _print_plan(plan.document(), as_json)
+            operations.print_plan(plan.document(), as_json)
             raise typer.Exit(0 if plan.passed else 1)
-        with progress(f"promoting version {version}", 100) as advance:
-            promoted = promote(
-                backcast,
-                version,
-                actor=f"cli:{getpass.getuser()}",
-                expected_live=expected_live,
-                force=force,
-                reason=reason,
-                report=lambda step, fraction: advance(round(100 * fraction), step),
-            )
-        live = promoted.live
-        if as_json:
-            print_json({**asdict(live), "stored": asdict(promoted.rounding)})
-        else:
-            say(f"Version {live.version} is live, from snapshot {live.snapshot}.")
-            say(f"Stored as {promoted.rounding}.")
-        sweep(backcast, timedelta(seconds=settings.grace_seconds))
-
-
-def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(plan)
-        return
-    print_table(
-        ("gate", "result", "finding"),
-        [(g["name"], "passed" if g["passed"] else "FAILED", g["finding"]) for g in plan["gates"]],
-        title=f"Promotion of version {plan['version']}, snapshot {plan['snapshot']}",
-    )
+        order = Promote(version, expected_live, force, reason)
+        what = f"promoting version {version}"
+        outcome = operations.perform(backcast, settings, order, what)
+    operations.print_outcome(outcome, as_json)
 
 
 def get_command(

@@ -5,7 +5,16 @@ transaction. A kill before the transaction leaves litter and the old state; afte
 """
 
 from backcast.lifecycle.changing import erase, upsert, upsert_batches
-from backcast.lifecycle.collecting import sweep
+from backcast.lifecycle.collecting import (
+    Collector,
+    Doomed,
+    Policy,
+    collect,
+    collect_litter,
+    plan_collection,
+    plan_litter,
+    sweep,
+)
 from backcast.lifecycle.loading import load_snapshot
 from backcast.lifecycle.operations import run_order
 from backcast.lifecycle.orders import Order, Promote, Refresh, Rollback
@@ -29,23 +38,30 @@ __all__ = [
     "Backcast",
     "Base",
     "Candidate",
+    "Collector",
+    "Doomed",
     "ErasureReport",
     "Expected",
     "Gate",
     "Holder",
     "Order",
     "Plan",
+    "Policy",
     "Promote",
     "Promoted",
     "Refresh",
     "Report",
     "Rollback",
     "RollbackPlan",
+    "collect",
+    "collect_litter",
     "compact",
     "erase",
     "find_candidate",
     "load_snapshot",
     "open_backcast",
+    "plan_collection",
+    "plan_litter",
     "plan_promotion",
     "plan_rollback",
     "promote",

@@ -141,7 +141,8 @@ def read_order(kind: str, document: Mapping[str, Any]) -> Order:
         fields["expected_live"] = Expected.NOTHING
     if kind == Rollback.kind:
         return Rollback(**{"expected_live": None, **fields})
-    return {Promote.kind: Promote, Refresh.kind: Refresh}[kind](**fields)
+    orders: dict[str, type[Promote | Refresh]] = {"promote": Promote, "refresh": Refresh}
+    return orders[kind](**fields)
 
 
 def _expectation(expected: int | Expected | None) -> dict[str, Any]:

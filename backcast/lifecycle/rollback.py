@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from backcast.chains import load_chain
-from backcast.changes import Changes, ChangedSnapshot, changed_batches, read_changes
+from backcast.changes import ChangedSnapshot, Changes, changed_batches, read_changes
 from backcast.errors import Conflict, InvalidInput, PromotionConflict, VersionRetired
 from backcast.lifecycle.carrying import switch_carrying
 from backcast.lifecycle.loading import is_loaded, load_snapshot

@@ -2,15 +2,15 @@
 
 from typing import Self
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from backcast.registry import schema
+from backcast.registry import schema, tables
 from backcast.registry.database import Database
 from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
 from backcast.registry.erasures import Erased, Erasures, digest_of
 from backcast.registry.keys import Keys
-from backcast.registry.operations import Operations
+from backcast.registry.operations import OperationDraft, Operations
 from backcast.registry.snapshots import Snapshots
 from backcast.registry.versions import NumberTaken, VersionDraft, Versions
 from backcast.settings import Settings
@@ -19,6 +19,7 @@ __all__ = [
     "Catalog",
     "Erased",
     "NumberTaken",
+    "OperationDraft",
     "Operations",
     "Registry",
     "StateMoved",
@@ -39,7 +40,7 @@ class Registry:
             engine.dispose()
             raise
         database = Database(engine)
-        self._engine = engine
+        self._engine, self._database = engine, database
         self.versions = Versions(database)
         self.snapshots = Snapshots(database)
         self.deltas = Deltas(database)
@@ -47,6 +48,20 @@ class Registry:
         self.deployments = Deployments(database)
         self.operations = Operations(database)
         self.keys = Keys(database)
+
+    def named_folders(self) -> set[str]:
+        """Return every folder of artifacts that a row names, of what is deleted too."""
+        columns = (
+            tables.versions.c.folder,
+            tables.snapshots.c.folder,
+            tables.drifts.c.folder,
+            tables.deltas.c.file,
+        )
+        with self._database.read() as connection:
+            *folders, files = [list(connection.scalars(select(column))) for column in columns]
+        return {name for found in folders for name in found} | {
+            file.rpartition("/")[0] for file in files
+        }
 
     def close(self) -> None:
         """Return every connection."""

@@ -85,21 +85,34 @@ class Snapshots:
             named = {details.get("dataset") for details in published}
         return sorted(trained | {name for name in named if name})
 
+    def everything(self) -> list[SnapshotRecord]:
+        """Return every snapshot there ever was."""
+        with self._db.read() as connection:
+            return [_snapshot(row) for row in connection.execute(_select())]
+
+    def drift_of(self, id: str) -> str | None:
+        """Return what the drift bounds of a snapshot are called; None where there are none."""
+        row = tables.drifts.c
+        with self._db.read() as connection:
+            name: str | None = connection.scalar(select(row.id).where(row.snapshot == id))
+        return name
+
+    def due(self, moment: datetime) -> list[SnapshotRecord]:
+        """Return what ``condemn`` would, and change nothing."""
+        with self._db.read() as connection:
+            return [_snapshot(row) for row in connection.execute(_select().where(_due(moment)))]
+
     def condemn(self, moment: datetime) -> list[SnapshotRecord]:
         """Condemn what was superseded at ``moment`` or before; return all that waits for deletion.
 
         A condemned snapshot never goes live again, so its files may be deleted without a lock, by
         anyone and more than once.
         """
-        due = (tables.snapshots.c.superseded_at <= moment) & (
-            tables.snapshots.c.condemned_at.is_(None)
-        )
-        waiting = tables.snapshots.c.condemned_at.is_not(None) & (
-            tables.snapshots.c.deleted_at.is_(None)
-        )
-        with self._db.read() as connection:
-            if connection.execute(_select().where(due | waiting)).first() is None:
-                return []
+        if not self.due(moment):
+            return []
+        row = tables.snapshots.c
+        due = (row.superseded_at <= moment) & row.condemned_at.is_(None)
+        waiting = row.condemned_at.is_not(None) & row.deleted_at.is_(None)
         with self._db.write() as connection:
             take_turn(connection)
             connection.execute(update(tables.snapshots).where(due).values(condemned_at=utc_now()))
@@ -116,6 +129,13 @@ class Snapshots:
 
 
 _FIELDS = tuple(SnapshotRecord.__dataclass_fields__)
+
+
+def _due(moment: datetime) -> Any:
+    row = tables.snapshots.c
+    return row.deleted_at.is_(None) & (
+        row.condemned_at.is_not(None) | (row.superseded_at <= moment)
+    )
 
 
 def _select() -> Any:

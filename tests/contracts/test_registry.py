@@ -17,23 +17,28 @@ from sqlalchemy.exc import IntegrityError, StatementError
 from backcast.errors import (
     Conflict,
     DimensionMismatch,
+    IdempotencyKeyReused,
     InvalidInput,
     NothingPublished,
+    OperationAbandoned,
+    OperationRunning,
     PromotionConflict,
     UnknownKey,
     UnknownOperation,
     UnknownSnapshot,
     UnknownVersion,
 )
-from backcast.registry import NumberTaken, Registry, Switch
+from backcast.registry import NumberTaken, OperationDraft, Registry, Switch
 from backcast.registry.database import utc_now
 from backcast.registry.keys import matches, split_secret
 from backcast.registry.schema import make_engine, upgrade
 from backcast.registry.tables import metadata, snapshots
-from backcast.registry.versions import set_state
+from backcast.registry.versions import set_note, set_state
 from backcast.versions import (
+    Claim,
     FileDigest,
     Live,
+    Operation,
     OperationState,
     Scope,
     SnapshotRecord,
@@ -575,42 +580,202 @@ class TestKeys:
         assert len(registry.keys.all()) == 20
 
 
+def begun(registry: Registry, owner: str = "host:1", **options: Any) -> Operation:
+    return registry.operations.start(
+        OperationDraft("promote", {"version": 3}, "ann", owner, **options)
+    )
+
+
+def ours(operation: Operation) -> Claim:
+    assert operation.owner is not None
+    return Claim(operation.id, operation.owner)
+
+
 class TestOperations:
     def test_operation_is_followed_to_its_success(self, registry: Registry) -> None:
-        started = registry.operations.start("promote", {"version": 3}, "ann", "host:1")
-        assert started == registry.operations.get(started.id)
+        started = begun(registry)
+        assert started == registry.operations.get(started.id) == registry.operations.active()
         assert (started.kind, started.request, started.actor) == ("promote", {"version": 3}, "ann")
         assert (started.state, started.progress, started.step) == (OperationState.PENDING, 0.0, "")
-        registry.operations.progress(started.id, "load", 0.25)
+        assert (started.owner, started.beat, started.resumable) == ("host:1", 0, False)
+        registry.operations.progress(ours(started), "load", 0.25)
         running = registry.operations.get(started.id)
         assert (running.state, running.progress, running.step) == ("running", 0.25, "load")
         assert running.finished_at is None
-        registry.operations.succeed(started.id, {"live_version": 3})
+        registry.operations.succeed(ours(started), {"live_version": 3})
         done = registry.operations.get(started.id)
         assert (done.state, done.progress, done.step) == ("succeeded", 1.0, "load")
         assert (done.result, done.error) == ({"live_version": 3}, None)
         assert done.finished_at is not None
         assert started.created_at <= done.finished_at <= utc_now()
+        assert registry.operations.active() is None
 
     def test_failed_operation_keeps_the_reason(self, registry: Registry) -> None:
-        id = registry.operations.start("promote", {}, "ann", "host:1").id
-        registry.operations.progress(id, "check", 0.5)
-        registry.operations.fail(id, NothingPublished(3))
-        failed = registry.operations.get(id)
+        started = begun(registry)
+        registry.operations.progress(ours(started), "check", 0.5)
+        registry.operations.fail(ours(started), NothingPublished(3))
+        failed = registry.operations.get(started.id)
         assert (failed.state, failed.progress, failed.result) == ("failed", 0.5, None)
         message = NothingPublished(3).message
         assert failed.error == {"code": "nothing-published", "message": message, "version": 3}
         assert failed.finished_at is not None
+        assert registry.operations.active() is None
 
-    def test_operations_do_not_touch_each_other(self, registry: Registry) -> None:
-        first = registry.operations.start("promote", {}, "ann", "host:1")
-        second = registry.operations.start("promote", {}, "ann", "host:1")
-        registry.operations.succeed(first.id, {})
-        assert registry.operations.get(second.id) == second
+    def test_second_operation_is_refused_and_told_of_the_first(self, registry: Registry) -> None:
+        first = begun(registry)
+        registry.operations.progress(ours(first), "load", 0.4)
+        with pytest.raises(OperationRunning, match=f"{first.id}.*step load, 40 % done, by host:1"):
+            begun(registry, "host:2")
+        registry.operations.succeed(ours(first), {})
+        second = begun(registry, "host:2")
+        assert [o.id for o in registry.operations.recent(10)] == [second.id, first.id]
+        assert [o.id for o in registry.operations.recent(1)] == [second.id]
+
+    def test_one_of_many_operations_at_once_is_begun(self, registry: Registry) -> None:
+        outcomes = at_once(*(partial(begun, registry, f"host:{n}") for n in range(4)))
+        [won] = [o for o in outcomes if isinstance(o, Operation)]
+        lost = [o for o in outcomes if isinstance(o, OperationRunning)]
+        assert len(lost) == 3
+        assert {error.data["operation"] for error in lost} == {won.id}
+
+    def test_same_key_leads_to_the_same_operation(self, registry: Registry) -> None:
+        outcomes = at_once(
+            *(partial(begun, registry, f"host:{n}", idempotency_key="morning") for n in range(4))
+        )
+        [id] = {o.id for o in outcomes if isinstance(o, Operation)}
+        assert all(isinstance(o, Operation) for o in outcomes)
+        started = registry.operations.get(id)
+        registry.operations.fail(ours(started), NothingPublished(3))
+        again = begun(registry, "host:9", idempotency_key="morning")
+        assert (again.id, again.state, again.owner) == (id, "failed", started.owner)
+        assert registry.operations.active() is None
+        assert begun(registry, "host:9", idempotency_key="evening").id != id
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            OperationDraft("rollback", {"version": 3}, "ann", "h", False, "morning"),
+            OperationDraft("promote", {"version": 4}, "ann", "h", False, "morning"),
+            OperationDraft("promote", {"version": 3}, "bob", "h", False, "morning"),
+        ],
+        ids=["kind", "request", "actor"],
+    )
+    def test_key_of_another_request_is_refused(
+        self, registry: Registry, other: OperationDraft
+    ) -> None:
+        first = begun(registry, idempotency_key="morning")
+        with pytest.raises(IdempotencyKeyReused, match=first.id):
+            registry.operations.start(other)
+
+    def test_whoever_lost_an_operation_writes_nothing(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        seen = begun(registry, resumable=True)
+        claim = registry.operations.take(seen, "host:2")
+        assert claim == Claim(seen.id, "host:2")
+        before = contents(engine)
+        for write in (
+            partial(registry.operations.beat, ours(seen)),
+            partial(registry.operations.progress, ours(seen), "switch", 0.9),
+            partial(registry.operations.succeed, ours(seen), {}),
+            partial(registry.operations.fail, ours(seen), NothingPublished(3)),
+            partial(registry.operations.release, ours(seen)),
+        ):
+            with pytest.raises(OperationAbandoned, match="not run by host:1 any more"):
+                write()
+        assert contents(engine) == before
+        registry.operations.progress(claim, "switch", 0.9)
+
+    def test_ended_operation_is_written_to_by_nobody(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        operation = begun(registry)
+        registry.operations.succeed(ours(operation), {})
+        before = contents(engine)
+        with pytest.raises(OperationAbandoned):
+            registry.operations.fail(ours(operation), NothingPublished(3))
+        assert registry.operations.take(registry.operations.get(operation.id), "host:2") is None
+        assert contents(engine) == before
+
+    def test_one_of_many_takes_an_operation_over(self, registry: Registry) -> None:
+        seen = begun(registry, resumable=True)
+        claims = at_once(
+            *(partial(registry.operations.take, seen, f"host:{n}") for n in range(2, 6))
+        )
+        [won] = [claim for claim in claims if isinstance(claim, Claim)]
+        assert registry.operations.get(seen.id).owner == won.owner
+
+    def test_sign_of_life_forbids_the_takeover(self, registry: Registry) -> None:
+        seen = begun(registry)
+        registry.operations.beat(ours(seen))
+        assert registry.operations.take(seen, "host:2") is None
+        assert registry.operations.get(seen.id).owner == "host:1"
+
+    def test_operation_handed_back_is_free_to_take(self, registry: Registry) -> None:
+        seen = begun(registry, resumable=True)
+        registry.operations.release(ours(seen))
+        free = registry.operations.active()
+        assert free is not None
+        assert free.owner is None
+        assert registry.operations.take(free, "host:2") == Claim(seen.id, "host:2")
+
+    def test_switch_of_an_operation_that_was_taken_over_changes_nothing(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        add_line(registry, {0: None, 1: 0})
+        live = promote(registry, 0)
+        seen = begun(registry, resumable=True)
+        switch = replace(change(live, 1), operation=ours(seen))
+        claim = registry.operations.take(seen, "host:2")
+        assert claim is not None
+        before = contents(engine)
+        with pytest.raises(OperationAbandoned):
+            registry.deployments.switch(switch)
+        assert contents(engine) == before
+        assert registry.deployments.made_by(seen.id) is None
+        after = registry.deployments.switch(replace(switch, operation=claim))
+        assert registry.deployments.made_by(seen.id) == after
+
+    def test_switch_forbids_a_takeover_of_what_was_seen_before(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0})
+        live = promote(registry, 0)
+        seen = begun(registry, resumable=True)
+        registry.deployments.switch(replace(change(live, 1), operation=ours(seen)))
+        assert registry.operations.take(seen, "host:2") is None
 
     def test_unknown_operation_is_named(self, registry: Registry) -> None:
         with pytest.raises(UnknownOperation, match="'0f'"):
             registry.operations.get("0f")
+
+
+class TestNotes:
+    def test_version_that_is_left_and_those_between_carry_the_reason(
+        self, registry: Registry
+    ) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1, 3: 2})
+        for version in (0, 1, 2):
+            seen = promote(registry, version)
+        registry.deployments.switch(replace(change(seen, 0, kind="rollback"), reason="clicks fell"))
+        assert states(registry) == {0: "live", 1: "rolled_back", 2: "rolled_back", 3: "registered"}
+        notes = {v.number: v.note for v in registry.versions.all()}
+        assert notes == {0: None, 1: "clicks fell", 2: "clicks fell", 3: None}
+
+    def test_rolling_forward_clears_the_notes(self, registry: Registry) -> None:
+        add_line(registry, {0: None, 1: 0, 2: 1})
+        for version in (0, 1, 2):
+            seen = promote(registry, version)
+        registry.deployments.switch(replace(change(seen, 0, kind="rollback"), reason="clicks fell"))
+        promote(registry, 2)
+        assert states(registry) == {0: "superseded", 1: "superseded", 2: "live"}
+        assert [v.note for v in registry.versions.all()] == [None, None, None]
+
+    def test_notes_of_other_versions_stay(self, registry: Registry, engine: Engine) -> None:
+        add_line(registry, {0: None, 1: 0})
+        promote(registry, 0)
+        with engine.begin() as connection:
+            set_note(connection, [0], "old")
+        promote(registry, 1)
+        assert [v.note for v in registry.versions.all()] == ["old", None]
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,10 @@ from backcast.lifecycle import (
     register_version,
     sweep,
 )
-from backcast.registry import Registry, Switch
+from backcast.registry import OperationDraft, Registry, Switch
 from backcast.registry.schema import make_engine
 from backcast.registry.versions import set_state
-from backcast.versions import Entity, Live, Version, VersionState
+from backcast.versions import Claim, Entity, Live, Version, VersionState
 from tests.support import Home, batches, build_home, draft, dump_map, normal_map, transform
 
 NOW, HOUR = timedelta(0), timedelta(hours=1)
@@ -132,8 +132,10 @@ def test_load_is_followed_by_the_percent(home: Home) -> None:
 
 def test_promotion_is_written_down(home: Home) -> None:
     seen = live(home)
-    operation = home.backcast.registry.operations.start("promote", {}, "ann", "host:1").id
-    promote(home.backcast, 1, actor="ann", reason="better", operation=operation)
+    draft = OperationDraft("promote", {}, "ann", "host:1")
+    operation = home.backcast.registry.operations.start(draft).id
+    claim = Claim(operation, "host:1")
+    promote(home.backcast, 1, actor="ann", reason="better", operation=claim)
     newest = home.backcast.registry.deployments.history()[0]
     assert {name: newest[name] for name in ("kind", "actor", "reason", "forced", "operation")} == {
         "kind": "promote",
