@@ -3,15 +3,18 @@
     with Client("https://embeddings.example", key) as client:
         vector = client.get("B00005N7P0", version=1)            # (D_1,) float32
         batch = client.get_many(ids, version=1)                 # batch.vectors: (N, D_1) float32
+        more = client.get_many(others, 1, snapshot=batch.snapshot)   # from the same, or refused
 
-What the service refuses is raised as the class of ``backcast.errors`` that the service raised.
+``AsyncClient`` is the same for an event loop. What the service refuses is raised as the class of
+``backcast.errors`` that the service raised.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -32,7 +35,7 @@ from backcast.settings import Settings
 from backcast.vectors import check_id
 from backcast.versions import Entity, VersionState
 
-__all__ = ["Client", "Embeddings", "VersionInfo", "VersionName"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "VersionInfo", "VersionName"]
 
 VersionName = int | Literal["live"] | None
 """A version's number, ``"live"`` for the latest, or None for the pin of the key's consumer."""
@@ -42,6 +45,7 @@ _ATTEMPTS = 4
 _PROBLEM = "application/problem+json"
 _PROBLEM_TYPE = "urn:backcast:problem:"
 _PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance"}
+_EXPECT_SNAPSHOT = "Backcast-Expect-Snapshot"
 _RAW = "application/octet-stream"
 _ARROW = "application/vnd.apache.arrow.stream"
 
@@ -95,7 +99,148 @@ class VersionInfo:
     metrics: Mapping[str, Any]
 
 
-class Client:
+@dataclass(frozen=True)
+class _Call:
+    """One request, as httpx takes it."""
+
+    method: str
+    path: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Result = TypeVar("Result")
+_Steps = Generator[_Call, httpx2.Response, Result]
+"""Requests to send one after another, each to be answered with its response or error."""
+
+
+class _Reader:
+    """What is asked and how answers are read; how it is sent is for the two clients to say."""
+
+    def __init__(self, url: str | None, key: str | None) -> None:
+        settings = Settings.load()
+        self.url = (url or settings.url).rstrip("/")
+        secret = key or (settings.key.get_secret_value() if settings.key else None)
+        self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        self._chunk = _CHUNK
+
+    def _one(
+        self, id: str, version: VersionName, entity: Entity | str, snapshot: str | None
+    ) -> _Steps[NDArray[np.float32]]:
+        response = yield _Call(
+            "GET",
+            f"/embeddings/{_segment(id)}",
+            {
+                "params": {
+                    "entity": str(entity),
+                    **({} if version is None else {"version": version}),
+                },
+                "headers": {"Accept": _RAW, **_expecting(snapshot)},
+            },
+        )
+        _demand_version(response, version)
+        _demand_snapshot(response, snapshot)
+        return _read_raw(response)
+
+    def _many(
+        self,
+        ids: Sequence[str],
+        version: VersionName,
+        entity: Entity | str,
+        snapshot: str | None,
+    ) -> _Steps[Embeddings]:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return (yield from self._all_batches(ids, version, entity, snapshot))
+            except SnapshotMismatch:
+                if snapshot is not None:  # another one is not what was asked for
+                    raise
+        return (yield from self._all_batches(ids, version, entity, snapshot))
+
+    def _all_batches(
+        self,
+        ids: Sequence[str],
+        version: VersionName,
+        entity: Entity | str,
+        snapshot: str | None,
+    ) -> _Steps[Embeddings]:
+        batches: list[Embeddings] = []
+        done = 0
+        while not batches or done < len(ids):
+            expected = batches[0].snapshot if batches else snapshot
+            piece = ids[done : done + self._chunk]
+            try:
+                batch = yield from self._batch(piece, version, entity, expected)
+            except BatchTooLarge as error:
+                self._chunk = _smaller(self._chunk, error)
+                continue
+            batches.append(batch)
+            version = batch.version  # a pin that moves meanwhile must not change it half-way
+            done += len(batch.ids)
+        return _joined(batches)
+
+    def _batch(
+        self,
+        ids: Sequence[str],
+        version: VersionName,
+        entity: Entity | str,
+        snapshot: str | None,
+    ) -> _Steps[Embeddings]:
+        response = yield _Call(
+            "POST",
+            "/embeddings/batch",
+            {
+                "content": _dumps({"ids": list(ids), "version": version, "entity": str(entity)}),
+                "headers": {
+                    "Accept": _ARROW,
+                    "Content-Type": "application/json",
+                    **_expecting(snapshot),
+                },
+            },
+        )
+        _demand_version(response, version)
+        _demand_snapshot(response, snapshot)
+        vectors, found = _read_arrow(response, len(ids))
+        return Embeddings(
+            tuple(ids),
+            vectors,
+            found,
+            _number(response, "Backcast-Version"),
+            _number(response, "Backcast-Live-Version"),
+            _header(response, "Backcast-Snapshot"),
+        )
+
+    def _versions(self) -> _Steps[list[VersionInfo]]:
+        response = yield _Call("GET", "/versions")
+        return [_version_info(version) for version in response.json()["versions"]]
+
+    def _promotion(
+        self, version: int, expected_live: int | None, force: bool, reason: str | None
+    ) -> _Steps[dict[str, Any]]:
+        order = {"expected_live": expected_live, "force": force, "reason": reason}
+        response = yield _Call("POST", f"/admin/versions/{version}/promote", {"json": order})
+        operation: dict[str, Any] = response.json()
+        return operation
+
+    def _operation(self, id: str) -> _Steps[dict[str, Any]]:
+        response = yield _Call("GET", f"/admin/operations/{_segment(id)}")
+        operation: dict[str, Any] = response.json()
+        return operation
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.TransportError as error:
+            raise ServiceError(
+                f"{self.url} does not answer ({type(error).__name__}: {error}). "
+                "Is the service running (backcast serve), and is BACKCAST_URL right?",
+                url=self.url,
+            ) from error
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"BACKCAST_URL={self.url!r}: {error}.") from error
+
+
+class Client(_Reader):
     """A connection to the service; close it, or use it as a context manager.
 
     Args:
@@ -110,18 +255,9 @@ class Client:
     def __init__(
         self, url: str | None = None, key: str | None = None, *, timeout: float = 10.0
     ) -> None:
-        settings = Settings.load()
-        self.url = (url or settings.url).rstrip("/")
-        secret = key or (settings.key.get_secret_value() if settings.key else None)
-        try:
-            self._http = httpx2.Client(
-                base_url=self.url,
-                headers={"Authorization": f"Bearer {secret}"} if secret else {},
-                timeout=timeout,
-            )
-        except httpx2.InvalidURL as error:
-            raise ConfigError(f"BACKCAST_URL={self.url!r}: {error}.") from error
-        self._chunk = _CHUNK
+        super().__init__(url, key)
+        with self._translated():
+            self._http = httpx2.Client(base_url=self.url, headers=self._headers, timeout=timeout)
 
     def close(self) -> None:
         """Close every connection."""
@@ -139,51 +275,55 @@ class Client:
         self.close()
 
     def get(
-        self, id: str, version: VersionName = None, entity: Entity | str = Entity.ITEM
+        self,
+        id: str,
+        version: VersionName = None,
+        entity: Entity | str = Entity.ITEM,
+        *,
+        snapshot: str | None = None,
     ) -> NDArray[np.float32]:
         """Return the vector of one id: (D_j,) float32.
+
+        ``snapshot`` demands the one that it must be made from, see ``get_many``.
 
         Raises:
             UnknownId: there is no vector of this id.
             UnknownVersion, VersionNotPromoted, VersionOffChain, VersionRetired: why version j
                 cannot be had; nothing is ever put in its place.
+            SnapshotMismatch: the snapshot demanded is not served (any more).
             VersionRequired: ``version`` is None and the consumer has no pin.
             Unauthorized, Forbidden, ServiceError: the service does not let us in, or not answer.
         """
-        response = self._request(
-            "GET",
-            f"/embeddings/{_segment(id)}",
-            params={"entity": str(entity), **({} if version is None else {"version": version})},
-            headers={"Accept": _RAW},
-        )
-        _demand_version(response, version)
-        return _read_raw(response)
+        return self._run(self._one(id, version, entity, snapshot))
 
     def get_many(
-        self, ids: Sequence[str], version: VersionName = None, entity: Entity | str = Entity.ITEM
+        self,
+        ids: Sequence[str],
+        version: VersionName = None,
+        entity: Entity | str = Entity.ITEM,
+        *,
+        snapshot: str | None = None,
     ) -> Embeddings:
         """Return the vectors of many ids, all from one snapshot; order and duplicates kept.
 
         More ids than the service takes at once are asked for in several batches. Where another
         snapshot goes live between two of them, all are asked for again.
 
+        To read more than one call's ids from one snapshot, give the ``snapshot`` of the first
+        answer (S.d) to all that follow: they are made from the same, or refused, never a mixture.
+
         Raises:
-            SnapshotMismatch: another snapshot went live during each of a few attempts.
+            SnapshotMismatch: the snapshot demanded is not served (any more); without a demand,
+                another one went live during each of a few attempts.
             UnknownVersion, VersionNotPromoted, VersionOffChain, VersionRetired: see ``get``.
             InvalidInput: an id cannot be one.
             VersionRequired, Unauthorized, Forbidden, ServiceError: see ``get``.
         """
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self._read_all(ids, version, entity)
-            except SnapshotMismatch:
-                continue
-        return self._read_all(ids, version, entity)
+        return self._run(self._many(ids, version, entity, snapshot))
 
     def versions(self) -> list[VersionInfo]:
         """Return every registered version, oldest first."""
-        document = self._request("GET", "/versions").json()
-        return [_version_info(version) for version in document["versions"]]
+        return self._run(self._versions())
 
     def promote(
         self,
@@ -205,74 +345,130 @@ class Client:
             PromotionConflict: another version is live.
             UnknownVersion, VersionRetired, NothingPublished: there is nothing to promote.
         """
-        order = {"expected_live": expected_live, "force": force, "reason": reason}
-        path = f"/admin/versions/{version}/promote"
-        operation: dict[str, Any] = self._request("POST", path, json=order).json()
-        return operation
+        return self._run(self._promotion(version, expected_live, force, reason))
 
     def operation(self, id: str) -> dict[str, Any]:
         """Return an operation, while it runs and afterwards; needs an admin key."""
-        path = f"/admin/operations/{_segment(id)}"
-        operation: dict[str, Any] = self._request("GET", path).json()
-        return operation
+        return self._run(self._operation(id))
 
-    def _read_all(
-        self, ids: Sequence[str], version: VersionName, entity: Entity | str
-    ) -> Embeddings:
-        batches: list[Embeddings] = []
-        done = 0
-        while not batches or done < len(ids):
-            snapshot = batches[0].snapshot if batches else None
-            try:
-                batch = self._read(ids[done : done + self._chunk], version, entity, snapshot)
-            except BatchTooLarge as error:
-                self._chunk = _smaller(self._chunk, error)
-                continue
-            batches.append(batch)
-            version = batch.version  # a pin that moves meanwhile must not change it half-way
-            done += len(batch.ids)
-        return _joined(batches)
+    def _run(self, steps: _Steps[Result]) -> Result:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    response = self._send(call)
+                except BackcastError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(response)
+        except StopIteration as ended:
+            result: Result = ended.value
+            return result
 
-    def _read(
+    def _send(self, call: _Call) -> httpx2.Response:
+        with self._translated():
+            return _accepted(self._http.request(call.method, call.path, **call.options))
+
+
+class AsyncClient(_Reader):
+    """The same for an event loop; every method is that of :class:`Client`, to be awaited.
+
+    async with AsyncClient("https://embeddings.example", key) as client:
+        vector = await client.get("B00005N7P0", version=1)
+    """
+
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, timeout: float = 10.0
+    ) -> None:
+        super().__init__(url, key)
+        with self._translated():
+            self._http = httpx2.AsyncClient(
+                base_url=self.url, headers=self._headers, timeout=timeout
+            )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def get(
+        self,
+        id: str,
+        version: VersionName = None,
+        entity: Entity | str = Entity.ITEM,
+        *,
+        snapshot: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the vector of one id: (D_j,) float32; see ``Client.get``."""
+        return await self._run(self._one(id, version, entity, snapshot))
+
+    async def get_many(
         self,
         ids: Sequence[str],
-        version: VersionName,
-        entity: Entity | str,
-        snapshot: str | None,
+        version: VersionName = None,
+        entity: Entity | str = Entity.ITEM,
+        *,
+        snapshot: str | None = None,
     ) -> Embeddings:
-        response = self._request(
-            "POST",
-            "/embeddings/batch",
-            content=_dumps({"ids": list(ids), "version": version, "entity": str(entity)}),
-            headers={
-                "Accept": _ARROW,
-                "Content-Type": "application/json",
-                **({} if snapshot is None else {"Backcast-Expect-Snapshot": snapshot}),
-            },
-        )
-        _demand_version(response, version)
-        vectors, found = _read_arrow(response, len(ids))
-        return Embeddings(
-            tuple(ids),
-            vectors,
-            found,
-            _number(response, "Backcast-Version"),
-            _number(response, "Backcast-Live-Version"),
-            _header(response, "Backcast-Snapshot"),
-        )
+        """Return the vectors of many ids, all from one snapshot; see ``Client.get_many``."""
+        return await self._run(self._many(ids, version, entity, snapshot))
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+    async def versions(self) -> list[VersionInfo]:
+        """Return every registered version, oldest first."""
+        return await self._run(self._versions())
+
+    async def promote(
+        self,
+        version: int,
+        expected_live: int | None,
+        *,
+        force: bool = False,
+        reason: str | None = None,
+    ) -> dict[str, Any]:
+        """Start to make ``version`` live and return the operation; see ``Client.promote``."""
+        return await self._run(self._promotion(version, expected_live, force, reason))
+
+    async def operation(self, id: str) -> dict[str, Any]:
+        """Return an operation, while it runs and afterwards; needs an admin key."""
+        return await self._run(self._operation(id))
+
+    async def _run(self, steps: _Steps[Result]) -> Result:
         try:
-            response = self._http.request(method, path, **options)
-        except httpx2.TransportError as error:
-            raise ServiceError(
-                f"{self.url} does not answer ({type(error).__name__}: {error}). "
-                "Is the service running (backcast serve), and is BACKCAST_URL right?",
-                url=self.url,
-            ) from error
-        if not response.is_success:
-            raise _error(response)
-        return response
+            call = next(steps)
+            while True:
+                try:
+                    response = await self._send(call)
+                except BackcastError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(response)
+        except StopIteration as ended:
+            result: Result = ended.value
+            return result
+
+    async def _send(self, call: _Call) -> httpx2.Response:
+        with self._translated():
+            return _accepted(await self._http.request(call.method, call.path, **call.options))
+
+
+def _accepted(response: httpx2.Response) -> httpx2.Response:
+    if not response.is_success:
+        raise _error(response)
+    return response
+
+
+def _expecting(snapshot: str | None) -> dict[str, str]:
+    return {} if snapshot is None else {_EXPECT_SNAPSHOT: snapshot}
 
 
 def _segment(text: str) -> str:
@@ -353,6 +549,12 @@ def _number(response: httpx2.Response, header: str) -> int:
 def _demand_version(response: httpx2.Response, version: VersionName) -> None:
     answered = _number(response, "Backcast-Version")
     _demand(not isinstance(version, int) or answered == version, response, f"version {answered}")
+
+
+def _demand_snapshot(response: httpx2.Response, snapshot: str | None) -> None:
+    answered = _header(response, "Backcast-Snapshot")
+    known = snapshot in {None, answered, answered.rpartition(".")[0]}
+    _demand(known, response, f"from snapshot {answered}")
 
 
 def _demand(condition: bool, response: httpx2.Response, found: str) -> None:

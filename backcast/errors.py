@@ -12,14 +12,16 @@ BackcastError
 │   ├── UnknownId
 │   ├── UnknownOperation
 │   ├── UnknownSnapshot
-│   └── UnknownKey
+│   ├── UnknownKey
+│   └── UnknownConsumer
 ├── Conflict
 │   ├── VersionNotPromoted        registered, but newer than what is live
 │   ├── VersionOffChain           not an ancestor of the live version
 │   ├── PromotionConflict         the live version is not the one the caller saw
 │   ├── OperationRunning          one operation at a time, and there is one
 │   ├── OperationAbandoned        nobody runs it any more, or not the one who began it
-│   └── NothingPublished          a version without a snapshot cannot be promoted
+│   ├── NothingPublished          a version without a snapshot cannot be promoted
+│   └── VersionInUse              somebody is pinned to the version, or used it lately
 ├── VersionRetired
 ├── SnapshotMismatch              the snapshot asked for is not served here (any more)
 ├── Unauthorized
@@ -42,7 +44,8 @@ holds the one table that maps them to status codes, and ``code`` is the stable n
 client finds the class again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 
@@ -71,6 +74,14 @@ class BackcastError(Exception):
     def by_code(code: str) -> "type[BackcastError] | None":
         """Return the class with this ``code``, or None."""
         return next((c for c in _family(BackcastError) if c.code == code), None)
+
+
+_MOST_NAMES = 10
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _family(cls: type[BackcastError]) -> list[type[BackcastError]]:
@@ -201,6 +212,19 @@ class UnknownKey(NotFound):
         )
 
 
+class UnknownConsumer(NotFound):
+    """No consumer has this name."""
+
+    code = "unknown-consumer"
+
+    def __init__(self, consumer: str) -> None:
+        super().__init__(
+            f"No consumer {consumer!r}; `backcast consumers` lists them. A consumer begins with "
+            "its first key.",
+            consumer=consumer,
+        )
+
+
 class Conflict(BackcastError):
     """The request is sound, but the present state does not allow it."""
 
@@ -286,16 +310,48 @@ class NothingPublished(Conflict):
         )
 
 
+class VersionInUse(Conflict):
+    """Somebody is pinned to the version, used it lately, or was promised more time."""
+
+    code = "version-in-use"
+
+    def __init__(
+        self,
+        version: int,
+        *,
+        pinned: Sequence[str] = (),
+        used: Mapping[str, str] = MappingProxyType({}),
+        sunset_at: str | None = None,
+    ) -> None:
+        last_uses = [f"{name} (last on {day})" for name, day in used.items()]
+        grounds = [
+            *([f"pinned to it: {_listed(pinned)}"] if pinned else []),
+            *([f"used it lately: {_listed(last_uses)}"] if used else []),
+            *([f"announced to last until {sunset_at}"] if sunset_at else []),
+        ]
+        super().__init__(
+            f"Version {version} is not retired; {'; '.join(grounds)}. "
+            "See `backcast consumers` and `backcast usage`, or force it, with a reason.",
+            version=version,
+            pinned=list(pinned),
+            used=dict(used),
+            sunset_at=sunset_at,
+        )
+
+
 class VersionRetired(BackcastError):
     """The version was served once and is not any more."""
 
     code = "version-retired"
 
-    def __init__(self, version: int, servable: Sequence[int]) -> None:
+    def __init__(self, version: int, servable: Sequence[int], reason: str | None = None) -> None:
+        why = "" if reason is None else f" ({reason})"
+        others = f"; versions {list(servable)} can be served" if servable else ""
         super().__init__(
-            f"Version {version} is retired; versions {list(servable)} can be served.",
+            f"Version {version} is retired{why}{others}.",
             version=version,
             servable_versions=list(servable),
+            reason=reason,
         )
 
 

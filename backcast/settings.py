@@ -85,6 +85,26 @@ class Settings(BaseSettings):
         description="Models whose weights are kept: `all`, or `fit`: those that can be served or "
         "trained on. Maps are always kept.",
     )
+    key_outage_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="How long keys seen before are trusted while the registry does not answer.",
+    )
+    usage_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="How often a replica writes the requests it has counted to the registry; a "
+        "kill loses at most those of this time.",
+    )
+    retire_idle_days: float = Field(
+        default=7.0,
+        ge=0,
+        le=3650,
+        description="For how many days a version must not have been used before it is retired "
+        "without force.",
+    )
     url: str = Field(
         default="http://127.0.0.1:8000", description="For the client: where the service answers."
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, Self
 
@@ -216,6 +216,31 @@ class Key:
     def in_force(self, now: datetime) -> bool:
         """Return whether the key is neither revoked nor expired at ``now`` (UTC)."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Who holds keys, and the version that its requests are answered with by default.
+
+    ``last_used`` is the last UTC day with a counted request, whatever its version.
+    """
+
+    name: str
+    pin: int | None
+    keys_in_force: int
+    last_used: date | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one consumer asked of one version on one UTC day."""
+
+    consumer: str
+    version: int
+    day: date
+    requests: int
+    vectors: int
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from backcast.settings import Settings, check_environment
 from backcast.vectors import MAX_ID_BYTES
 from service import problems
 from service.declarations import component_schemas
-from service.routes import admin, changes, embeddings, health, versions
+from service.routes import admin, changes, consumers, embeddings, health, versions
 from service.state import open_state
 
 _DESCRIPTION = """
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(_ShortWay)  # the innermost: others see its answers too
     app.add_middleware(_BodyLimit, most=_largest_body(settings))
     problems.install(app)
-    for module in (embeddings, versions, admin, changes, health):
+    for module in (embeddings, versions, admin, changes, consumers, health):
         app.include_router(module.router)
     return app
 

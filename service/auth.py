@@ -2,55 +2,146 @@
 
 import time
 
-from anyio import to_thread
+from anyio import CapacityLimiter, fail_after, to_thread
 
-from backcast.errors import Forbidden, Unauthorized
+from backcast.errors import Forbidden, RegistryError, Unauthorized
 from backcast.registry.database import utc_now
 from backcast.registry.keys import Keys, matches, split_secret
 from backcast.versions import Key, Scope
+
+_PATIENCE_S = 1.0  # that an answer of the registry is waited for
+_PAUSE_S = 1.0  # before the registry is asked again after it did not answer
+_ASKING = 4  # lookups at once; a registry that hangs keeps their threads for longer
 
 
 class KeyRing:
     """Finds the key of a secret, and trusts what it found for a few seconds.
 
-    Unknown prefixes are not remembered, so that guessing fills no memory.
+    All keys seen are confirmed together by :meth:`refresh`, more often than that, so that requests
+    hardly ever wait for the registry. While it is away, they are trusted for ``outage`` seconds;
+    keys never seen cannot be told from wrong ones then. Unknown prefixes are not remembered, so
+    that guessing fills no memory.
     """
 
-    def __init__(self, keys: Keys, seconds: float) -> None:
+    def __init__(self, keys: Keys, seconds: float, outage: float = 0.0) -> None:
         self._keys = keys
-        self._seconds = seconds
+        self._seconds, self._outage = seconds, outage
         self._found: dict[str, tuple[Key, float]] = {}
+        self._asked_at: float | None = None  # by ``refresh``, which waits for the answer
+        self._failed_at: float | None = None  # last; None since the registry answered
+        self._away_since = 0.0
+        self._asking = CapacityLimiter(_ASKING)
+
+    @property
+    def refresh_seconds(self) -> float:
+        """How often :meth:`refresh` is to be called, so that no key in use grows stale."""
+        return min(1.0, max(0.25, self._seconds / 4))
 
     async def identify(self, secret: str) -> Key:
-        """Return the key in force that ``secret`` belongs to; raise Unauthorized.
+        """Return the key in force that ``secret`` belongs to.
 
         Only who holds the secret learns that its key has expired or was revoked.
+
+        Raises:
+            Unauthorized: there is none.
+            RegistryError: the key was never seen here, and the registry does not answer.
         """
         prefix = split_secret(secret)
-        key = None if prefix is None else self._trusted(prefix) or await self._find(prefix)
-        return _checked(key, secret)
+        if prefix is None:
+            raise Unauthorized(_UNKNOWN)
+        known = self._trusted(prefix)
+        if known is None:
+            try:
+                known = await self._find(prefix)
+            except RegistryError:
+                known = self._trusted(prefix)
+                if known is None:
+                    raise
+        return _checked(known, secret)
+
+    async def confirm(self, secret: str) -> Key:
+        """Return the same, always from the registry; raise RegistryError while it is away."""
+        prefix = split_secret(secret)
+        return _checked(None if prefix is None else await self._find(prefix), secret)
 
     def recall(self, secret: str) -> Key | None:
-        """Return the same without asking the database, None where it would have to be asked."""
+        """Return the same without asking the registry, None where it would have to be asked."""
         prefix = split_secret(secret)
         key = None if prefix is None else self._trusted(prefix)
         return None if key is None else _checked(key, secret)
 
+    def refresh(self) -> None:
+        """Ask the registry for all keys seen, in one query.
+
+        Raises:
+            RegistryError: it does not answer.
+        """
+        self._asked_at = asked_at = time.monotonic()
+        try:
+            found = self._keys.find_many(list(self._found))
+        except RegistryError:
+            self._note_failure()
+            raise
+        finally:
+            self._asked_at = None
+        self._failed_at = None
+        for prefix, key in found.items():
+            self._remember(prefix, key, asked_at)
+
     def _trusted(self, prefix: str) -> Key | None:
         key, seen_at = self._found.get(prefix, (None, 0.0))
-        return key if time.monotonic() - seen_at < self._seconds else None
+        if key is None:
+            return None
+        now = time.monotonic()
+        fresh = now - seen_at < self._seconds
+        return key if fresh or self._excused(now) else None
+
+    def _excused(self, now: float) -> bool:
+        """Return whether the registry is away, and not for too long."""
+        hanging = self._asked_at is not None and now - self._asked_at > _PATIENCE_S
+        if hanging and self._failed_at is None:
+            self._note_failure()
+        return self._failed_at is not None and now - self._away_since < self._outage
 
     async def _find(self, prefix: str) -> Key | None:
-        # The database may take its time, and the event loop has others to serve.
-        key = await to_thread.run_sync(self._keys.find, prefix)
+        asked_at, failed_at = time.monotonic(), self._failed_at
+        if failed_at is not None and asked_at - failed_at < _PAUSE_S:
+            raise RegistryError("The registry did not answer a moment ago; try again.")
+        try:
+            with fail_after(_PATIENCE_S):
+                # The database may take its time, and the event loop has others to serve.
+                key = await to_thread.run_sync(
+                    self._keys.find, prefix, limiter=self._asking, abandon_on_cancel=True
+                )
+        except TimeoutError as error:
+            self._note_failure()
+            raise RegistryError(f"The registry took more than {_PATIENCE_S:g} s.") from error
+        except RegistryError:
+            self._note_failure()
+            raise
+        self._failed_at = None
         if key is not None:
-            self._found[prefix] = (key, time.monotonic())
+            self._remember(prefix, key, asked_at)
         return key
+
+    def _remember(self, prefix: str, key: Key, asked_at: float) -> None:
+        _, seen_at = self._found.get(prefix, (None, asked_at))
+        if asked_at >= seen_at:
+            self._found[prefix] = (key, asked_at)
+
+    def _note_failure(self) -> None:
+        now = time.monotonic()
+        if self._failed_at is None:
+            self._away_since = now
+        self._failed_at = now
+
+
+_UNKNOWN = "This key is not known here."
 
 
 def _checked(key: Key | None, secret: str) -> Key:
     if key is None or not matches(key, secret):
-        raise Unauthorized("This key is not known here.")
+        raise Unauthorized(_UNKNOWN)
     if key.revoked_at is not None:
         raise Unauthorized(f"The key {key.prefix} was revoked; ask for a new one.")
     if not key.in_force(utc_now()):

@@ -32,6 +32,7 @@ _HEADERS = {
     "Backcast-Shape": "Raw float32 only: `N,D` of a batch, `D` of one vector.",
     "Deprecation": "The version is deprecated since then (RFC 9745).",
     "Sunset": "The version may be retired from then on (RFC 8594).",
+    "Link": "Of a deprecated version: `deprecation` tells of it, `successor-version` what to use.",
 }
 _MEANINGS = {
     401: "No key, or none that is in force.",

@@ -111,6 +111,7 @@ class VersionDocument(Document):
     deprecated_at: datetime | None
     sunset_at: datetime | None
     retired_at: datetime | None
+    note: str | None = Field(description="Why it is in its state, where a reason was given.")
     metrics: dict[str, Any] = Field(description="What its training measured.")
 
     @classmethod

@@ -144,6 +144,11 @@ class Snapshot:
         """S.d: the snapshot, and the last delta on it."""
         return f"{self.live.snapshot}.{self.live.delta}"
 
+    def with_endings(self, versions: Mapping[int, Version]) -> "Snapshot":
+        """Return the snapshot with what was deprecated or retired meanwhile on its chain."""
+        chain = {j: versions[j] for j in (*self.maps, self.live.version)}
+        return replace(self, versions={**self.versions, **chain})
+
     @cached_property
     def servable(self) -> tuple[int, ...]:
         """The versions that can be asked for, oldest first."""
@@ -162,7 +167,7 @@ class Snapshot:
         if record is None:
             raise UnknownVersion(version, self.servable)
         if record.state is VersionState.RETIRED:
-            raise VersionRetired(version, self.servable)
+            raise VersionRetired(version, self.servable, record.note)
         if record.state is VersionState.REGISTERED and version > self.live.version:
             raise VersionNotPromoted(version, self.live.version, self.servable)
         raise VersionOffChain(version, self.live.version, self.servable, record.state, record.note)
@@ -198,7 +203,7 @@ class View:
         versions: the record of every version, by number.
         snapshot: what is served, None before the first promotion.
         kept: superseded snapshots in their grace period, by S. Each is the world as it was when
-            its successor went live.
+            its successor went live, but for versions that were deprecated or retired since.
     """
 
     versions: Mapping[int, Version] = field(default_factory=dict)
@@ -239,6 +244,18 @@ class Engine:
             )
         return snapshot
 
+    def probe(self) -> Snapshot:
+        """Return what is served now, if the store still has it; asks the store for its marker.
+
+        Raises:
+            NotReady: nothing is served.
+            SnapshotNotLoaded: the store has lost it.
+            StoreError: the store does not answer.
+        """
+        snapshot = self.current()
+        self._store.open(snapshot.live.snapshot)
+        return snapshot
+
     def expecting(self, name: str) -> Snapshot:
         """Return the snapshot called S or S.d, current or in its grace period.
 
@@ -268,7 +285,8 @@ class Engine:
             before = self._view
             versions = {v.number: v for v in catalog.versions}
             snapshot = self._follow(catalog, versions, before.snapshot)
-            self._view = View(versions, snapshot, self._still_kept(before, snapshot))
+            kept = self._still_kept(before, snapshot, versions)
+            self._view = View(versions, snapshot, kept)
 
     def _keep_superseded(self, id: str) -> None:
         """Load a snapshot that went out of service before this replica saw it, in its grace."""
@@ -340,7 +358,9 @@ class Engine:
         composed = load_chain(catalog, self._artifacts, live)
         return {j: ServedMap.on(self._device, m) for j, m in composed.items() if j != live}
 
-    def _still_kept(self, before: View, snapshot: Snapshot | None) -> dict[str, Snapshot]:
+    def _still_kept(
+        self, before: View, snapshot: Snapshot | None, versions: Mapping[int, Version]
+    ) -> dict[str, Snapshot]:
         known = dict(before.kept)
         if before.snapshot is not None:
             known[before.snapshot.live.snapshot] = before.snapshot
@@ -348,7 +368,7 @@ class Engine:
             known.pop(snapshot.live.snapshot, None)
         records = {id: self._registry.snapshots.get(id) for id in known}
         return {
-            id: self._changed(kept, records[id].head)
+            id: self._changed(kept, records[id].head).with_endings(versions)
             for id, kept in known.items()
             if records[id].condemned_at is None
         }

@@ -4,15 +4,16 @@ Plain functions of the request: as FastAPI dependencies they would take longer t
 vector and mapping it together. ``service.declarations`` tells OpenAPI of what they read.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from anyio import to_thread
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -30,6 +31,7 @@ from service.wire import Format, negotiate
 Model = TypeVar("Model", bound=BaseModel)
 
 EXPECT_SNAPSHOT = "Backcast-Expect-Snapshot"
+_ADMIN = "backcast.admin"
 
 
 async def find_reader(request: Request) -> Key | None:
@@ -49,8 +51,27 @@ def recall_reader(state: State, authorization: str | None) -> Key | None:
 
 
 async def find_admin(request: Request) -> Key:
-    """Return the caller's key, which has scope admin."""
-    return demand(await _find_key(request), Scope.ADMIN)
+    """Return the caller's key, which has scope admin; the registry is asked, once a request."""
+    caller: Key | None = request.scope.get(_ADMIN)
+    if caller is None:
+        secret = bearer_secret(request.headers.get("authorization"))
+        found = None if secret is None else await state_of(request).keys.confirm(secret)
+        caller = request.scope[_ADMIN] = demand(found, Scope.ADMIN)
+    return caller
+
+
+class AdminRoute(APIRoute):
+    """Finds the administrator before anything of a body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        """Return the framework's handler, behind the key."""
+        handle = super().get_route_handler()
+
+        async def handle_for_admin(request: Request) -> Response:
+            await find_admin(request)
+            return await handle(request)
+
+        return handle_for_admin
 
 
 async def _find_key(request: Request) -> Key | None:

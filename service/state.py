@@ -19,6 +19,7 @@ from service.auth import KeyRing
 from service.engine import Engine
 from service.operations import Operator
 from service.poller import Poller
+from service.usage import UsageMeter
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +35,18 @@ class State:
             multiplied; more would answer no sooner and take more memory.
         refreshes: lets one request at a time wait for another look at the registry, so that a
             slow one takes no threads from requests that need none.
+        probes: lets one health check at a time ask the store, which may hang.
     """
 
     settings: Settings
     backcast: Backcast
     engine: Engine
     keys: KeyRing
+    usage: UsageMeter
     operator: Operator
     batches: CapacityLimiter
     refreshes: CapacityLimiter
+    probes: CapacityLimiter
 
 
 @contextmanager
@@ -68,9 +72,20 @@ def open_state(settings: Settings) -> Iterator[State]:
         stack.enter_context(sweeping)
         watching = Poller("watching operations", operator.watch, beat_seconds(timeout))
         stack.enter_context(watching)
-        keys = KeyRing(backcast.registry.keys, settings.key_cache_seconds)
-        batches, refreshes = CapacityLimiter(_BATCHES), CapacityLimiter(1)
-        yield State(settings, backcast, engine, keys, operator, batches, refreshes)
+        usage = UsageMeter(backcast.registry.usage)
+        counting = Poller("writing usage", usage.flush, settings.usage_seconds)
+        stack.callback(counting.attempt)  # what came after the last time, when all is answered
+        stack.enter_context(counting)
+        keys = KeyRing(
+            backcast.registry.keys, settings.key_cache_seconds, settings.key_outage_seconds
+        )
+        stack.enter_context(Poller("confirming keys", keys.refresh, keys.refresh_seconds))
+        batches, refreshes, probes = (
+            CapacityLimiter(_BATCHES),
+            CapacityLimiter(1),
+            CapacityLimiter(1),
+        )
+        yield State(settings, backcast, engine, keys, usage, operator, batches, refreshes, probes)
 
 
 def _log_start(settings: Settings, engine: Engine) -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from backcast.cli import commands
+from backcast.cli import commands, consumers
 from backcast.cli.output import say
 from backcast.errors import BackcastError, ConfigError
 from backcast.settings import check_environment
@@ -96,6 +96,7 @@ app = typer.Typer(
     help="Serve every historical version of an embedding from the latest one.",
 )
 commands.add_to(app)
+consumers.add_to(app)
 
 
 @app.callback()

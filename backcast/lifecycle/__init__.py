@@ -32,6 +32,7 @@ from backcast.lifecycle.promotion import (
 from backcast.lifecycle.refreshing import compact, refresh
 from backcast.lifecycle.registering import Base, publish, register_version
 from backcast.lifecycle.remains import ErasureReport, Holder
+from backcast.lifecycle.retiring import deprecate, retire, withdraw_deprecation
 from backcast.lifecycle.rollback import RollbackPlan, plan_rollback, rollback
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "collect",
     "collect_litter",
     "compact",
+    "deprecate",
     "erase",
     "find_candidate",
     "load_snapshot",
@@ -68,9 +70,11 @@ __all__ = [
     "publish",
     "refresh",
     "register_version",
+    "retire",
     "rollback",
     "run_order",
     "sweep",
     "upsert",
     "upsert_batches",
+    "withdraw_deprecation",
 ]

@@ -5,13 +5,16 @@ from typing import Self
 from sqlalchemy import Engine, select
 
 from backcast.registry import schema, tables
+from backcast.registry.consumers import Consumers
 from backcast.registry.database import Database
 from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
 from backcast.registry.erasures import Erased, Erasures, digest_of
 from backcast.registry.keys import Keys
 from backcast.registry.operations import OperationDraft, Operations
+from backcast.registry.retirements import Retirements
 from backcast.registry.snapshots import Snapshots
+from backcast.registry.usage import Usage
 from backcast.registry.versions import NumberTaken, VersionDraft, Versions
 from backcast.settings import Settings
 
@@ -48,6 +51,9 @@ class Registry:
         self.deployments = Deployments(database)
         self.operations = Operations(database)
         self.keys = Keys(database)
+        self.consumers = Consumers(database)
+        self.usage = Usage(database)
+        self.retirements = Retirements(database)
 
     def named_folders(self) -> set[str]:
         """Return every folder of artifacts that a row names, of what is deleted too."""

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from backcast.errors import NothingPublished, PromotionConflict
+from backcast.errors import NothingPublished, PromotionConflict, VersionRetired
 from backcast.registry import tables
 from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
@@ -76,6 +76,7 @@ class Deployments:
                 was changed.
             NothingPublished: the snapshot was deleted meanwhile; nothing was changed.
             OperationAbandoned: another took the operation over; nothing was changed.
+            VersionRetired: the version was retired meanwhile; nothing was changed.
         """
         return self.switch_in_turn(lambda: change)
 
@@ -166,6 +167,8 @@ def _move_states(connection: Connection, change: Switch) -> None:
     versions = read_versions(connection)
     chain = Lineage.of(versions).chain(change.version)
     state = {v.number: v.state for v in versions}
+    if state[change.version] is VersionState.RETIRED:  # since this promotion began
+        raise VersionRetired(change.version, ())
     ancestors = [j for j in chain[1:] if state[j] is not VersionState.RETIRED]
     set_state(connection, ancestors, VersionState.SUPERSEDED)
     if change.seen is not None and change.seen.version not in chain:

@@ -3,19 +3,22 @@
 import hashlib
 import hmac
 import secrets
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from backcast.errors import Conflict, InvalidInput, UnknownKey, UnknownVersion
+from backcast.errors import Conflict, InvalidInput, UnknownKey
 from backcast.registry import tables
+from backcast.registry.consumers import ANONYMOUS, demand_pinnable
 from backcast.registry.database import Database, utc_now
 from backcast.versions import Key, Scope
 
 _MARK = "bc"
 _PREFIX_BYTES, _SECRET_BYTES = 4, 32
+_PREFIXES = 500  # asked for in one statement
 
 
 def split_secret(secret: str) -> str | None:
@@ -56,10 +59,13 @@ class Keys:
 
         Raises:
             Conflict: the consumer exists and has another pin, or none.
-            UnknownVersion: the pin is no version.
+            UnknownVersion, VersionRetired: the pin is no version, or none that is served.
+            InvalidInput: the name cannot be one.
         """
         if not consumer.strip() or len(consumer) > 128:
             raise InvalidInput("A consumer's name has 1 to 128 characters.")
+        if consumer.strip() == ANONYMOUS:
+            raise InvalidInput(f"{ANONYMOUS} stands for callers without a key; name another one.")
         prefix = secrets.token_hex(_PREFIX_BYTES)
         secret = f"{_MARK}_{prefix}_{secrets.token_urlsafe(_SECRET_BYTES)}"
         with self._db.write() as connection:
@@ -84,6 +90,17 @@ class Keys:
             row = connection.execute(_select().where(tables.api_keys.c.prefix == prefix)).first()
         return None if row is None else _key(row)
 
+    def find_many(self, prefixes: Collection[str]) -> dict[str, Key]:
+        """Return those of the keys with these prefixes that there are, in force or not."""
+        found: dict[str, Key] = {}
+        wanted = list(prefixes)
+        with self._db.read() as connection:
+            for start in range(0, len(wanted), _PREFIXES):
+                piece = tables.api_keys.c.prefix.in_(wanted[start : start + _PREFIXES])
+                rows = connection.execute(_select().where(piece))
+                found.update((row.prefix, _key(row)) for row in rows)
+        return found
+
     def all(self) -> list[Key]:
         """Return every key, oldest first."""
         with self._db.read() as connection:
@@ -106,9 +123,7 @@ class Keys:
 
 def _consumer(connection: Connection, name: str, pin: int | None) -> int:
     if pin is not None:
-        known = select(tables.versions.c.number).where(tables.versions.c.number == pin)
-        if connection.scalar(known) is None:
-            raise UnknownVersion(pin)
+        demand_pinnable(connection, pin)
     row = connection.execute(
         select(tables.consumers).where(tables.consumers.c.name == name)
     ).first()

@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -27,7 +27,7 @@ def make_engine(url: str) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_pre_ping=True)
+        engine = _create(parsed)
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"BACKCAST_DATABASE_URL: {error}.") from error
     except OSError as error:
@@ -42,6 +42,21 @@ def make_engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _create(url: URL) -> Engine:
+    if url.get_dialect().driver != "psycopg":
+        return create_engine(url, pool_pre_ping=True)
+    from backcast.registry import postgres
+
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_timeout=postgres.POOL_S,
+        connect_args=postgres.limits_beside(url.query),
+    )
+    postgres.bound(engine)
     return engine
 
 
@@ -88,7 +103,7 @@ def downgrade(engine: Engine, revision: str) -> None:
 def _migrating(engine: Engine) -> Iterator[Config]:
     config = Config()
     config.set_main_option("script_location", str(_scripts()))
-    with Database(engine).write() as connection:
+    with Database(engine).write() as connection, _taking_its_time(connection):
         if engine.dialect.name == "postgresql":
             lock = text("SELECT pg_advisory_xact_lock(:lock)")
             connection.execute(lock, {"lock": _UPGRADE_LOCK})
@@ -97,6 +112,18 @@ def _migrating(engine: Engine) -> Iterator[Config]:
             yield config
         except CommandError as error:
             raise InvalidInput(f"The schema cannot be changed: {error}.") from error
+
+
+@contextmanager
+def _taking_its_time(connection: Connection) -> Iterator[None]:
+    """Lift the limits on how long a statement may take: tables may be large, others migrate too."""
+    if connection.dialect.driver != "psycopg":
+        yield
+        return
+    from backcast.registry import postgres
+
+    with postgres.unbound(connection):
+        yield
 
 
 def _scripts() -> Path:

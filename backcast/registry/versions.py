@@ -141,6 +141,19 @@ def set_note(connection: Connection, numbers: Sequence[int], note: str | None) -
     )
 
 
+def hold_version(connection: Connection, number: int) -> Version:
+    """Return a version that nobody retires before the caller's transaction has ended.
+
+    Raises:
+        UnknownVersion: there is none of this number.
+    """
+    wanted = select(tables.versions).where(tables.versions.c.number == number)
+    row = connection.execute(wanted.with_for_update(read=True)).first()
+    if row is None:
+        raise UnknownVersion(number)
+    return _version(row)
+
+
 def set_state(connection: Connection, numbers: Sequence[int], state: VersionState) -> None:
     """Set the state of ``numbers`` within the caller's transaction."""
     connection.execute(

@@ -39,9 +39,7 @@ def upgrade() -> None:
         sa.Column("manifest_sha256", sa.String(length=64), nullable=False),
         sa.Column("figures", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["snapshot"], ["snapshots.id"], name=op.f("fk_drifts_snapshot")
-        ),
+        sa.ForeignKeyConstraint(["snapshot"], ["snapshots.id"], name=op.f("fk_drifts_snapshot")),
         sa.PrimaryKeyConstraint("snapshot", name=op.f("pk_drifts")),
         sa.UniqueConstraint("id", name=op.f("uq_drifts_id")),
     )

@@ -39,11 +39,14 @@ from service.documents import (
     RollbackPlanDocument,
     RollbackRequest,
 )
-from service.requests import find_admin
+from service.requests import AdminRoute, find_admin
 from service.state import state_of
 
 router = APIRouter(
-    prefix="/admin", tags=["admin"], dependencies=[Security(KEY), Depends(find_admin)]
+    prefix="/admin",
+    tags=["admin"],
+    dependencies=[Security(KEY), Depends(find_admin)],
+    route_class=AdminRoute,
 )
 
 

@@ -45,6 +45,7 @@ from service.requests import (
     recall_reader,
 )
 from service.state import State, state_of
+from service.usage import UsageMeter
 from service.wire import Body, Format, Source, encode_batch, encode_one, negotiate
 
 
@@ -113,7 +114,7 @@ async def post_batch(request: Request) -> Response:
     snapshot = await choose_snapshot(request)
     # Even the reading of ten thousand ids would keep the event loop from everybody else.
     asked = partial(read, await request.body())
-    answer = partial(_answer_batch, asked, caller, snapshot, format)
+    answer = partial(_answer_batch, asked, caller, snapshot, format, state.usage)
     return await to_thread.run_sync(answer, limiter=state.batches)
 
 
@@ -134,7 +135,8 @@ async def get_embedding(request: Request) -> Response:
     format = choose_format(request)
     snapshot = await choose_snapshot(request)
     held = request.headers.get("if-none-match")
-    make = partial(_answer_one, id, query, caller, snapshot, format, held)
+    usage = state_of(request).usage
+    make = partial(_answer_one, id, query, caller, snapshot, format, held, usage)
     answer = make() if snapshot.at_hand else await to_thread.run_sync(make)
     response = Response(answer.content, status_code=answer.status)
     response.raw_headers = answer.headers
@@ -164,7 +166,8 @@ def answer_at_once(scope: Scope) -> Answer | None:
         format = negotiate(headers.get("accept", ""))
         if format is None:
             return None
-        return _answer_one(id, query, caller, snapshot, format, headers.get("if-none-match"))
+        held = headers.get("if-none-match")
+        return _answer_one(id, query, caller, snapshot, format, held, state.usage)
     except (BackcastError, RequestValidationError):
         return None
 
@@ -176,9 +179,23 @@ def _answer_one(
     snapshot: Snapshot,
     format: Format,
     if_none_match: str | None,
+    usage: UsageMeter,
 ) -> Answer:
     version = snapshot.resolve(_wanted(query.version, caller, snapshot))
-    source = _source(query.entity, version, snapshot)
+    answer = _vector_or_304(id, query.entity, version, snapshot, format, if_none_match)
+    usage.count(caller, version.number, 1 if answer.status == 200 else 0)
+    return answer
+
+
+def _vector_or_304(
+    id: str,
+    entity: Entity,
+    version: Version,
+    snapshot: Snapshot,
+    format: Format,
+    if_none_match: str | None,
+) -> Answer:
+    source = _source(entity, version, snapshot)
     etag, held = _etag(source, id, format), _tags(if_none_match)
     said = [
         *_said(source, version.deprecated_at, version.sunset_at, format),
@@ -200,14 +217,20 @@ def _answer_one(
 
 
 def _answer_batch(
-    read: Callable[[], BatchRequest], caller: Key | None, snapshot: Snapshot, format: Format
+    read: Callable[[], BatchRequest],
+    caller: Key | None,
+    snapshot: Snapshot,
+    format: Format,
+    usage: UsageMeter,
 ) -> Response:
     batch = read()
     version = snapshot.resolve(_wanted(batch.version, caller, snapshot))
     rows = snapshot.vectors(batch.entity, batch.ids, version.number)
     source = _source(batch.entity, version, snapshot)
     response = _respond(encode_batch(format, source, batch.ids, rows), source, version, format)
-    response.headers["Backcast-Missing"] = str(len(rows.found) - int(rows.found.sum()))
+    found = int(rows.found.sum())
+    response.headers["Backcast-Missing"] = str(len(rows.found) - found)
+    usage.count(caller, version.number, found)
     return response
 
 
@@ -254,9 +277,19 @@ def _said(
     }
     if deprecated_at is not None:
         headers["deprecation"] = f"@{int(deprecated_at.timestamp())}"
+        headers["link"] = _ending_links(source)
     if sunset_at is not None:
         headers["sunset"] = format_datetime(sunset_at, usegmt=True)
     return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+def _ending_links(source: Source) -> str:
+    # Why it ends is told by its own page; what to move to is what will last longest.
+    page = f"/versions/{source.version}"
+    about = f'<{page}>; rel="deprecation"; type="application/json"'
+    if source.version == source.live_version:
+        return about
+    return f'{about}, </versions/{source.live_version}>; rel="successor-version"; anchor="{page}"'
 
 
 async def _one_at_a_time(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

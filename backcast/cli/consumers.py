@@ -1,0 +1,165 @@
+"""Commands about consumers: pin them, see what they use, end a version."""
+
+import getpass
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from backcast.cli.output import print_json, print_table, say
+from backcast.errors import InvalidInput
+from backcast.lifecycle import deprecate, open_backcast, retire, withdraw_deprecation
+from backcast.registry import open_registry
+from backcast.registry.usage import first_day
+from backcast.settings import Settings
+from backcast.versions import Use, Version
+
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+_Number = Annotated[int, typer.Argument(metavar="J", help="Version number.", show_default=False)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for name, command, example in (
+        ("deprecate", deprecate_command, "backcast deprecate 0 --sunset 2027-01-31"),
+        ("retire", retire_command, "backcast retire 0 --force --reason 'ads has moved'"),
+        ("pin", pin_command, "backcast pin ranking 2"),
+        ("consumers", consumers_command, "backcast consumers --json"),
+        ("usage", usage_command, "backcast usage --version 0 --days 90"),
+    ):
+        app.command(name, epilog=f"Example: {example}")(command)
+
+
+def deprecate_command(
+    version: _Number,
+    sunset: Annotated[
+        str | None,
+        typer.Option(help="Served until: a day (its beginning in UTC), or a moment with a zone."),
+    ] = None,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take the announcement back.")] = (
+        False
+    ),
+    reason: Annotated[str | None, typer.Option(help="Why, or what to use instead.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Announce, in every answer of a version, until when it is served."""
+    if withdraw == (sunset is not None):
+        raise InvalidInput("Name either a --sunset, such as 2027-01-31, or --withdraw.")
+    moment = None if sunset is None else _moment(sunset)
+    with open_backcast(Settings.load()) as backcast:
+        if moment is None:
+            ending = withdraw_deprecation(backcast, version, actor=_actor())
+        else:
+            ending = deprecate(backcast, version, sunset_at=moment, actor=_actor(), reason=reason)
+    if as_json:
+        _print_ending(ending)
+    elif ending.sunset_at is None:
+        say(f"Version {version} is not deprecated any more.")
+    else:
+        say(f"Version {version} is deprecated, and served until {ending.sunset_at.isoformat()}.")
+
+
+def retire_command(
+    version: _Number,
+    force: Annotated[
+        bool, typer.Option(help="Although it is in use, or its sunset is to come.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; required by --force.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Stop serving a version; its maps stay, as links of the chain."""
+    settings = Settings.load()
+    with open_backcast(settings) as backcast:
+        idle = timedelta(days=settings.retire_idle_days)
+        retired = retire(backcast, version, actor=_actor(), idle=idle, force=force, reason=reason)
+    if as_json:
+        _print_ending(retired)
+    else:
+        say(f"Version {version} is retired; replicas answer 410 from their next poll on.")
+
+
+def pin_command(
+    consumer: Annotated[str, typer.Argument(help="Whose default version.", show_default=False)],
+    version: Annotated[
+        int | None, typer.Argument(metavar="[J]", help="Version number.", show_default=False)
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Have no default version.")] = False,
+) -> None:
+    """Set the version that a consumer gets when it names none; replicas follow in seconds."""
+    if clear == (version is not None):
+        raise InvalidInput("Name either a version or --clear.")
+    with open_registry(Settings.load()) as registry:
+        registry.consumers.pin(consumer, version)
+    to = "no version" if version is None else f"version {version}"
+    say(f"Consumer {consumer} is pinned to {to}.")
+
+
+def consumers_command(as_json: _AsJson = False) -> None:
+    """List who holds keys, what each is pinned to, and when it last asked for a vector."""
+    with open_registry(Settings.load()) as registry:
+        consumers = registry.consumers.all()
+    if as_json:
+        print_json([asdict(consumer) for consumer in consumers])
+        return
+    print_table(
+        ("consumer", "pin", "keys in force", "last used"),
+        [(c.name, c.pin, c.keys_in_force, c.last_used) for c in consumers],
+    )
+
+
+def usage_command(
+    version: Annotated[int | None, typer.Option(help="Of this version only.", min=0)] = None,
+    days: Annotated[
+        int, typer.Option(help="How many days back, today included.", min=1, max=36_500)
+    ] = 30,
+    as_json: _AsJson = False,
+) -> None:
+    """Show who asked for which version: requests, vectors, and the last UTC day."""
+    since = first_day(days)
+    with open_registry(Settings.load()) as registry:
+        uses = registry.usage.since(since, version)
+    if as_json:
+        print_json({"since": since, "usage": [asdict(use) for use in uses]})
+        return
+    print_table(
+        ("consumer", "version", "requests", "vectors", "last used"),
+        _summed(uses),
+        title=f"Usage since {since}",
+    )
+
+
+def _summed(uses: Iterable[Use]) -> list[tuple[str, int, int, int, date]]:
+    sums: dict[tuple[int, str], tuple[int, int, date]] = {}
+    for use in uses:
+        requests, vectors, last = sums.get((use.version, use.consumer), (0, 0, use.day))
+        sums[use.version, use.consumer] = (
+            requests + use.requests,
+            vectors + use.vectors,
+            max(last, use.day),
+        )
+    return [(consumer, version, *counts) for (version, consumer), counts in sorted(sums.items())]
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            f"--sunset {text!r} is no moment; write 2027-01-31 or 2027-01-31T18:00+01:00."
+        ) from None
+    if len(text) == len("2027-01-31"):
+        return moment.replace(tzinfo=UTC)
+    if moment.tzinfo is None:
+        raise InvalidInput(f"--sunset {text!r} has no zone; add Z for UTC, or +01:00.")
+    return moment
+
+
+def _print_ending(version: Version) -> None:
+    names = ("number", "state", "deprecated_at", "sunset_at", "retired_at", "note")
+    print_json({name: getattr(version, name) for name in names})
+
+
+def _actor() -> str:
+    return f"cli:{getpass.getuser()}"
