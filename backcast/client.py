@@ -108,8 +108,8 @@ class _Call:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Result = TypeVar("Result")
-_Steps = Generator[_Call, httpx2.Response, Result]
+_Result = TypeVar("_Result")
+_Steps = Generator[_Call, httpx2.Response, _Result]
 """Requests to send one after another, each to be answered with its response or error."""
 
 
@@ -351,7 +351,7 @@ class Client(_Reader):
         """Return an operation, while it runs and afterwards; needs an admin key."""
         return self._run(self._operation(id))
 
-    def _run(self, steps: _Steps[Result]) -> Result:
+    def _run(self, steps: _Steps[_Result]) -> _Result:
         try:
             call = next(steps)
             while True:
@@ -362,7 +362,7 @@ class Client(_Reader):
                 else:
                     call = steps.send(response)
         except StopIteration as ended:
-            result: Result = ended.value
+            result: _Result = ended.value
             return result
 
     def _send(self, call: _Call) -> httpx2.Response:
@@ -442,7 +442,7 @@ class AsyncClient(_Reader):
         """Return an operation, while it runs and afterwards; needs an admin key."""
         return await self._run(self._operation(id))
 
-    async def _run(self, steps: _Steps[Result]) -> Result:
+    async def _run(self, steps: _Steps[_Result]) -> _Result:
         try:
             call = next(steps)
             while True:
@@ -453,7 +453,7 @@ class AsyncClient(_Reader):
                 else:
                     call = steps.send(response)
         except StopIteration as ended:
-            result: Result = ended.value
+            result: _Result = ended.value
             return result
 
     async def _send(self, call: _Call) -> httpx2.Response:

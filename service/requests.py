@@ -4,10 +4,10 @@ Plain functions of the request: as FastAPI dependencies they would take longer t
 vector and mapping it together. ``service.declarations`` tells OpenAPI of what they read.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from anyio import to_thread
@@ -63,7 +63,7 @@ async def find_admin(request: Request) -> Key:
 class AdminRoute(APIRoute):
     """Finds the administrator before anything of a body is read."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the framework's handler, behind the key."""
         handle = super().get_route_handler()
 

@@ -22,6 +22,9 @@ SET: dict[str, tuple[str, Any]] = {
     "grace_seconds": ("1.5", 1.5),
     "poll_seconds": ("0.25", 0.25),
     "key_cache_seconds": ("0", 0.0),
+    "key_outage_seconds": ("60", 60.0),
+    "usage_seconds": ("0.5", 0.5),
+    "retire_idle_days": ("30", 30.0),
     "url": ("https://vectors.example", "https://vectors.example"),
     "key": ("bc_0011_secret", SecretStr("bc_0011_secret")),
 }
@@ -55,6 +58,9 @@ def test_every_setting_is_described() -> None:
         ("BACKCAST_GRACE_SECONDS", "-1"),
         ("BACKCAST_POLL_SECONDS", "0"),
         ("BACKCAST_KEY_CACHE_SECONDS", "-0.5"),
+        ("BACKCAST_KEY_OUTAGE_SECONDS", "-1"),
+        ("BACKCAST_USAGE_SECONDS", "0"),
+        ("BACKCAST_RETIRE_IDLE_DAYS", "soon"),
     ],
 )
 def test_bad_value_names_its_variable(

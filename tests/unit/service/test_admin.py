@@ -256,7 +256,7 @@ def test_promotion_is_done_even_where_this_replica_cannot_follow_it(
     with client_of(home, poll_seconds=3600.0) as client:
         operation = finished(client, promote(client, 2, expected_live=1))
         assert operation["result"]["live_version"] == 2
-        assert client.get("/readyz").json()["live_version"] == 1
+        assert client.get("/versions").json()["live_version"] == 1
     assert "after the promotion of version 2: the vector store does not answer" in caplog.text
 
 
