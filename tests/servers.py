@@ -150,6 +150,31 @@ def _new_database(server: URL) -> Iterator[URL]:
 
 @contextmanager
 def _private_postgres(search: Sequence[str]) -> Iterator[URL]:
+    with own_postgres(search=search) as server, server.running():
+        yield make_url(server.url)
+
+
+@dataclass(frozen=True)
+class OwnPostgres:
+    """A PostgreSQL of the test's own, which it may stop and start; port and folder stay the same.
+
+    ``url`` names its only database, which is empty at first.
+    """
+
+    url: str
+    folder: Path
+    _command: Sequence[str]
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        answers = partial(_postgres_answers, make_url(self.url))
+        with _serving(self._command, self.folder, answers) as process:
+            yield process
+
+
+@contextmanager
+def own_postgres(search: Sequence[str] = SEARCH) -> Iterator[OwnPostgres]:
+    """Yield a PostgreSQL that is not running yet; a crash of the machine would lose its data."""
     program = installed_program("postgres", "postgresql", DATABASE_VARIABLE, search)
     server = _postgres_url(free_port(), "postgres")
     with _private_folder() as folder:
@@ -160,8 +185,29 @@ def _private_postgres(search: Sequence[str]) -> Iterator[URL]:
             if process.poll() != 0:
                 raise _failed(initdb, folder)
         command = [str(program), "-D", "data", "-F", "-h", "127.0.0.1", "-p", str(server.port)]
-        with _serving([*command, "-k", str(folder)], folder, partial(_postgres_answers, server)):
-            yield server
+        yield OwnPostgres(
+            server.render_as_string(hide_password=False), folder, [*command, "-k", str(folder)]
+        )
+
+
+class Running:
+    """A server of the test's own that is stopped and started outside of a ``with``."""
+
+    def __init__(self, server: "OwnPostgres | OwnRedis") -> None:
+        self._server, self._stack = server, ExitStack()
+
+    def __enter__(self) -> "Running":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.process = self._stack.enter_context(self._server.running())
+
+    def stop(self) -> None:
+        self._stack.close()
 
 
 def _postgres_url(port: int, user: str | None) -> URL:
