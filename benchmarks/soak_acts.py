@@ -26,7 +26,7 @@ CONVERGED_S = 2.0
 _REASON = "soak"
 _FOLLOWED_S, _FINISHED_S = 30.0, 60.0
 _SPAWNER = multiprocessing.get_context("forkserver")
-_SPAWNER.set_forkserver_preload(["backcast.lifecycle", "redis", "psycopg"])
+_SPAWNER.set_forkserver_preload(["benchmarks.soak_acts", "redis", "psycopg"])
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ class Switcher:
 
     def start(self) -> None:
         """Make version 0 live."""
-        world = self._field.world
-        world.publish(0)
-        promote(world.backcast, 0, actor=_REASON)
+        self._field.world.publish(0)
+        self._by_process(0, killed=False)
         self._look()
 
     def _promote(self) -> None:
@@ -169,10 +168,10 @@ class Switcher:
                 time.sleep(0.1)
 
     def _see_followed(self, live: Deployed) -> None:
-        """Wait until every replica serves what is live; note how long undisturbed ones took."""
+        """Wait until every undisturbed replica serves what is live; note how long they took."""
         waiting = list(self._field.replicas)
         while waiting and not self._field.stopping.is_set():
-            if time.monotonic() > live.seen_at + _FOLLOWED_S + self._away_s(waiting):
+            if time.monotonic() > live.seen_at + _FOLLOWED_S:
                 names = ", ".join(replica.name for replica in waiting)
                 text = f"{names} never served {live.snapshot}"
                 self._field.tally.accuse([Finding(Fault.LOST, text)])
@@ -180,20 +179,15 @@ class Switcher:
             waiting = [replica for replica in waiting if not self._follows(replica, live)]
             time.sleep(0.01)
 
-    def _away_s(self, waiting: list[Replica]) -> float:
-        parts = (DATABASE, STORE, *(replica.name for replica in waiting))
-        now = time.monotonic()
-        return _FOLLOWED_S if self._field.absences.overlap(parts, now - _FOLLOWED_S, now) else 0
-
     def _follows(self, replica: Replica, live: Deployed) -> bool:
-        name = replica.serves()
-        if name is None or not name.startswith(f"{live.snapshot}."):
-            return False
-        now = time.monotonic()
-        parts = (DATABASE, STORE, replica.name)
-        if not self._field.absences.overlap(parts, live.seen_at, now):
+        """Return whether a replica serves what is live, or need not be waited for."""
+        served, now = replica.serves(), time.monotonic()
+        if self._field.absences.overlap((DATABASE, STORE, replica.name), live.seen_at, now):
+            return True
+        follows = served is not None and served.startswith(f"{live.snapshot}.")
+        if follows:
             self._field.tally.followed(now - live.seen_at)
-        return True
+        return follows
 
 
 def _code(response: httpx2.Response) -> str:

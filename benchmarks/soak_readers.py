@@ -36,6 +36,7 @@ JSON, ARROW, RAW = (
 )
 DATABASE, STORE = "database", "store"
 _LARGEST = 150
+_PAUSE_S = 0.01  # what the readers leave of the machine is the replicas'
 _LEDGER_S = 30.0  # until a state that an answer names must be in the registry
 _ANSWER_S = 20.0
 
@@ -70,7 +71,7 @@ class Reader:
     def run(self) -> None:
         """Read until the soak stops."""
         with self._http:
-            while not self._field.stopping.is_set():
+            while not self._field.stopping.wait(self._random.uniform(0, 2 * _PAUSE_S)):
                 if self._random.random() < 0.15:
                     self._session()
                 else:
