@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sqlalchemy import select
 
 from backcast.artifacts import dump_json, dump_tensors
 from backcast.chains import load_chain
+from backcast.changes import read_changes
 from backcast.lifecycle import (
     Backcast,
     open_backcast,
@@ -21,12 +23,20 @@ from backcast.lifecycle import (
     publish,
     register_version,
 )
-from backcast.registry import VersionDraft
+from backcast.registry import VersionDraft, tables
 from backcast.registry.schema import make_engine, upgrade
 from backcast.settings import Settings
+from backcast.snapshots import read_snapshot
 from backcast.stores import Precision
 from backcast.vectors import VectorBatch
-from backcast.versions import Entity, SnapshotRecord, Transform, Version
+from backcast.versions import (
+    Entity,
+    OperationState,
+    SnapshotRecord,
+    Transform,
+    Version,
+    VersionState,
+)
 
 SHARED_ID = "in both/kinds"
 """An id that every published snapshot holds twice: as an item and as a user."""
@@ -209,6 +219,42 @@ def build_home(
         for number in reversed([] if live is None else home.chain(live)):
             home.promote(number)
         yield home
+
+
+def check_books(home: Home) -> None:
+    """Demand that the registry explains what is live, and that everything it names is there.
+
+    Nothing may be going on meanwhile.
+    """
+    with open_backcast(home.settings) as backcast:
+        registry = backcast.registry
+        live, history = registry.deployments.live(), registry.deployments.history()
+        generations = [row["generation"] for row in history]
+        assert generations == list(range(len(history), 0, -1))
+        if live is None:
+            assert not history
+            return
+        newest = history[0]
+        assert (newest["version"], newest["snapshot"], newest["generation"]) == (
+            live.version,
+            live.snapshot,
+            live.generation,
+        )
+        assert newest["delta"] <= live.delta == registry.snapshots.get(live.snapshot).head
+        states = {v.number: v.state for v in registry.versions.all()}
+        assert [n for n, state in states.items() if state is VersionState.LIVE] == [live.version]
+        assert live.snapshot in backcast.store.snapshots()
+        for snapshot in registry.snapshots.undeleted():
+            if snapshot.condemned_at is None:
+                assert sum(len(b.ids) for b in read_snapshot(backcast.artifacts, snapshot))
+            deltas = registry.deltas.of(snapshot.id)
+            assert [delta.number for delta in deltas] == list(range(1, snapshot.head + 1))
+            read_changes(backcast.artifacts, deltas)
+        with registry._engine.connect() as connection:
+            for row in connection.execute(select(tables.operations)):
+                assert row.state in {OperationState.SUCCEEDED, OperationState.FAILED}
+                assert (row.result is None) is (row.state == OperationState.FAILED)
+                assert (row.error is None) is (row.state == OperationState.SUCCEEDED)
 
 
 def as_stored(vector: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:

@@ -74,7 +74,7 @@ class RedisStore:
             rounder = Rounder(self._precision)
             try:
                 size = self._write_all(snapshot, dim, counts, batches, rounder)
-            except InvalidInput:
+            except (InvalidInput, redis.OutOfMemoryError):
                 self.drop(snapshot)  # what was refused would stand in the way of the next load
                 raise
             manifest = {
@@ -185,6 +185,11 @@ class RedisStore:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except redis.OutOfMemoryError as error:
+            raise StoreError(
+                f"{self._name} is full: its maxmemory is reached. Raise it, or wait until "
+                "superseded snapshots have gone."
+            ) from error
         except redis.RedisError as error:
             raise StoreError(f"{self._name} does not answer: {str(error).rstrip('.')}.") from error
 
