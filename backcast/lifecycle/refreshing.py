@@ -9,7 +9,7 @@ from backcast.lifecycle.promotion import Promoted, promote
 from backcast.lifecycle.registering import Base, publish
 from backcast.snapshots import read_snapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import Live, SnapshotRecord
+from backcast.versions import Claim, Live, SnapshotRecord
 
 
 def refresh(
@@ -18,7 +18,7 @@ def refresh(
     actor: str,
     expected_live: int | None = None,
     reason: str | None = None,
-    operation: str | None = None,
+    operation: Claim | None = None,
     report: Report = lambda _step, _fraction: None,
 ) -> Promoted:
     """Promote the newest snapshot of the live version.
