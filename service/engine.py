@@ -253,7 +253,12 @@ class Engine:
             StoreError: the store does not answer.
         """
         snapshot = self.current()
-        self._store.open(snapshot.live.snapshot)
+        try:
+            self._store.open(snapshot.live.snapshot)
+        except SnapshotNotLoaded:  # or was it superseded, and deleted, since the last look?
+            self.refresh()
+            snapshot = self.current()
+            self._store.open(snapshot.live.snapshot)
         return snapshot
 
     def expecting(self, name: str) -> Snapshot:

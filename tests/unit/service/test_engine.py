@@ -189,8 +189,16 @@ def branched(tmp_path: Path) -> Iterator[Home]:
         (-1, UnknownVersion, {"version": -1}),
         (4, VersionNotPromoted, {"version": 4, "current_version": 2}),
         (5, VersionNotPromoted, {"version": 5, "current_version": 2}),
-        (1, VersionOffChain, {"version": 1, "state": "rolled_back", "current_version": 2}),
-        (3, VersionOffChain, {"version": 3, "state": "rejected", "current_version": 2}),
+        (
+            1,
+            VersionOffChain,
+            {"version": 1, "state": "rolled_back", "current_version": 2, "reason": "a branch"},
+        ),
+        (
+            3,
+            VersionOffChain,
+            {"version": 3, "state": "rejected", "current_version": 2, "reason": "another"},
+        ),
     ],
 )
 def test_what_cannot_be_served_says_why(
