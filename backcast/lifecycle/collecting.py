@@ -17,7 +17,6 @@ from backcast.errors import BackcastError, OperationRunning, StoreError
 from backcast.lifecycle.operations import Heart, beat_seconds, new_owner
 from backcast.lifecycle.places import Backcast
 from backcast.registry import OperationDraft
-from backcast.registry.database import utc_now
 from backcast.settings import Settings
 from backcast.versions import Claim, SnapshotRecord, Version, VersionState
 
@@ -81,7 +80,7 @@ def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
     is finished by the next call, and no transaction is open while files are deleted. Their changes
     and drift bounds go with them.
     """
-    condemned = backcast.registry.snapshots.condemn(utc_now() - grace)
+    condemned = backcast.registry.snapshots.condemn(backcast.registry.now() - grace)
     for snapshot in condemned:
         drift = backcast.registry.snapshots.drift_of(snapshot.id)
         if drift is not None:
@@ -96,7 +95,7 @@ def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
 
 def plan_collection(backcast: Backcast, policy: Policy) -> list[Doomed]:
     """List what ``collect`` would delete now, and delete nothing."""
-    due = backcast.registry.snapshots.due(utc_now() - policy.grace)
+    due = backcast.registry.snapshots.due(backcast.registry.now() - policy.grace)
     return [
         *(_doomed_snapshot(backcast, snapshot) for snapshot in due),
         *(_doomed_weights(version) for version in _unfit_models(backcast, policy)),

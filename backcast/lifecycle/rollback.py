@@ -13,7 +13,6 @@ from backcast.lifecycle.loading import is_loaded, load_snapshot
 from backcast.lifecycle.places import Backcast, Report
 from backcast.lifecycle.promotion import Expected, demand_expected
 from backcast.registry import Catalog, Switch
-from backcast.registry.database import utc_now
 from backcast.snapshots import read_snapshot
 from backcast.versions import Claim, Entity, Lineage, Live, SnapshotRecord, VersionState
 
@@ -115,7 +114,8 @@ def plan_rollback(
     servable = _servable(target.catalog, target.version)
     refused = set(_servable(target.catalog, target.live.version)) - set(servable)
     keys = [key for key in backcast.registry.keys.all() if key.revoked_at is None]
-    superseded_at = target.snapshot.superseded_at or utc_now()
+    now = backcast.registry.now()
+    superseded_at = target.snapshot.superseded_at or now
     return RollbackPlan(
         live=target.live,
         version=target.version,
@@ -124,7 +124,7 @@ def plan_rollback(
         refused=tuple(sorted(refused)),
         pinned=tuple(sorted({k.consumer for k in keys if k.pin in refused})),
         lost=_lost_ids(backcast, target),
-        grace_left=max(timedelta(0), superseded_at + grace - utc_now()),
+        grace_left=max(timedelta(0), superseded_at + grace - now),
         loaded=is_loaded(backcast.store, target.snapshot.id),
     )
 

@@ -1,12 +1,13 @@
 """The version registry: what exists, what is live, who may read it."""
 
+from datetime import datetime
 from typing import Self
 
 from sqlalchemy import Engine, select
 
 from backcast.registry import schema, tables
 from backcast.registry.consumers import Consumers
-from backcast.registry.database import Database
+from backcast.registry.database import Database, clock
 from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
 from backcast.registry.erasures import Erased, Erasures, digest_of
@@ -68,6 +69,11 @@ class Registry:
         return {name for found in folders for name in found} | {
             file.rpartition("/")[0] for file in files
         }
+
+    def now(self) -> datetime:
+        """Return the time on the registry's clock; see ``clock``."""
+        with self._database.read() as connection:
+            return clock(connection)
 
     def close(self) -> None:
         """Return every connection."""

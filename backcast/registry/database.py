@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, TimeoutError
 
 from backcast.errors import RegistryError
@@ -15,6 +15,17 @@ _STATE_LOCK = 0x73746174  # any constant: PostgreSQL's advisory lock of this nam
 def utc_now() -> datetime:
     """Return the time, aware and in UTC."""
     return datetime.now(UTC)
+
+
+def clock(connection: Connection) -> datetime:
+    """Return the time by which the registry's moments are compared, within a transaction.
+
+    Hosts' clocks differ, so it is that of the database's server; SQLite has one host.
+    """
+    if connection.dialect.name == "sqlite":
+        return utc_now()
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now.astimezone(UTC)
 
 
 class Database:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from backcast.errors import NothingPublished, PromotionConflict, VersionRetired
 from backcast.registry import tables
-from backcast.registry.database import Database, take_turn, utc_now
+from backcast.registry.database import Database, clock, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
 from backcast.registry.operations import fence
 from backcast.registry.versions import read_transforms, read_versions, set_note, set_state
@@ -193,9 +193,8 @@ def _supersede(connection: Connection, change: Switch) -> None:
         .where(tables.snapshots.c.id == change.snapshot)
         .scalar_subquery()
     )
-    connection.execute(
-        update(tables.snapshots).where(others & (was_live | older)).values(superseded_at=utc_now())
-    )
+    gone = update(tables.snapshots).where(others & (was_live | older))
+    connection.execute(gone.values(superseded_at=clock(connection)))
     kept = connection.execute(
         update(tables.snapshots)
         .where(tables.snapshots.c.id == change.snapshot)
