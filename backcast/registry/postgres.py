@@ -63,8 +63,8 @@ def unbound(connection: Connection) -> Iterator[None]:
     """Lift the limits of a connection within its transaction."""
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     driver = cast("PatientConnection", connection.connection.driver_connection)
-    driver.patience = None
+    before, driver.patience = driver.patience, None
     try:
         yield
     finally:
-        driver.patience = STATEMENT_S
+        driver.patience = before

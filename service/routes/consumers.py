@@ -68,6 +68,7 @@ def retire_version(
     within BACKCAST_RETIRE_IDLE_DAYS, or were promised more time. Retiring twice changes nothing.
     """
     state = state_of(request)
+    state.usage.flush()  # what was used a moment ago counts too, as far as this replica knows
     version = retire(
         state.backcast,
         j,

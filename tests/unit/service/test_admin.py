@@ -1,5 +1,6 @@
 """What administrators do over HTTP, and who is no administrator."""
 
+import json
 import logging
 import re
 import time
@@ -11,9 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from backcast.errors import StoreError
 from backcast.lifecycle import Backcast, open_backcast, publish, sweep
@@ -21,6 +24,7 @@ from backcast.settings import Settings
 from backcast.stores import StoredSnapshot
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, Scope, VersionState
+from service.openapi import render
 from tests.service_support import WatchedStore, bearer, client_of, secret_of, set_version
 from tests.support import Home, build_home
 
@@ -301,14 +305,23 @@ def test_operations_that_are_none(client: TestClient, path: str, refusal: tuple[
     assert code_of(client.get(path)) == refusal
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
+ADMINISTRATION = [
+    (method.upper(), re.sub(r"\{[kj]\}", "2", path).replace("{id}", "0f").replace("{name}", "ads"))
+    for path, methods in json.loads(render())["paths"].items()
+    for method in methods
+    if path.startswith("/admin")
+]
+
+
+def test_administration_is_known_here() -> None:
+    assert {
         ("POST", "/admin/versions/2/promote"),
         ("GET", "/admin/operations/0f"),
-        ("GET", "/admin/deployments"),
-    ],
-)
+        ("PUT", "/admin/consumers/ads"),
+    } <= set(ADMINISTRATION)
+
+
+@pytest.mark.parametrize(("method", "path"), ADMINISTRATION)
 @pytest.mark.parametrize("reads", ["keyed", "open"])
 def test_administration_needs_an_admin_key(home: Home, method: str, path: str, reads: str) -> None:
     with client_of(home, reads=reads) as client:
@@ -318,3 +331,32 @@ def test_administration_needs_an_admin_key(home: Home, method: str, path: str, r
         assert response.json()["required_scope"] == "admin"
         del client.headers["Authorization"]
         assert code_of(client.request(method, path, json={})) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize(("method", "path"), ADMINISTRATION)
+def test_body_is_not_read_before_the_key(client: TestClient, method: str, path: str) -> None:
+    async def send() -> list[int]:
+        async def receive() -> Message:
+            raise AssertionError("the body was read")
+
+        started: list[int] = []
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                started.append(message["status"])
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"9999")],
+            "state": dict(client.app_state),
+            "app": client.app,
+        }
+        await client.app(scope, receive, answer)
+        return started
+
+    assert anyio.run(send) == [401]

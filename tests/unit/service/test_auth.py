@@ -1,13 +1,16 @@
 """Who may do what, and how soon a revocation is felt."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import anyio
 import pytest
 
-from backcast.errors import Forbidden, Unauthorized
+from backcast.errors import Forbidden, RegistryError, Unauthorized
 from backcast.registry.keys import Keys
 from backcast.versions import Key, Scope
 from service.auth import KeyRing, bearer_secret, demand
@@ -116,6 +119,164 @@ def test_unknown_prefixes_are_not_remembered(keys: Keys) -> None:
         with pytest.raises(Unauthorized):
             identify(ring, f"bc_{n:08x}_guess")
     assert ring._found == {}
+
+
+class TestOutage:
+    """A registry that fails, and one that hangs."""
+
+    class Keys:
+        """The registry's keys, which can be taken away."""
+
+        def __init__(self, keys: Keys) -> None:
+            self._keys = keys
+            self.asked = 0
+            self.away = False
+            self.hanging = threading.Event()
+            self.hanging.set()
+
+        def find(self, prefix: str) -> Key | None:
+            self._answer()
+            return self._keys.find(prefix)
+
+        def find_many(self, prefixes: Collection[str]) -> dict[str, Key]:
+            self._answer()
+            return self._keys.find_many(prefixes)
+
+        def _answer(self) -> None:
+            self.asked += 1
+            self.hanging.wait(20)
+            if self.away:
+                raise RegistryError("away")
+
+    @pytest.fixture
+    def registry(self, keys: Keys) -> Iterator[Any]:
+        made = self.Keys(keys)
+        yield made
+        made.hanging.set()
+
+    @pytest.fixture
+    def secret(self, keys: Keys) -> str:
+        return keys.create("search", Scope.READ)[1]
+
+    def test_key_seen_before_is_trusted_and_an_unknown_one_is_not(
+        self, keys: Keys, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 0.0, 60.0)
+        _, stranger = keys.create("search", Scope.READ)
+        identify(ring, secret)
+        registry.away = True
+        assert identify(ring, secret).consumer == "search"
+        assert ring.recall(secret) is not None
+        for wrong in (stranger, "bc_00000000_x"):
+            with pytest.raises(RegistryError):
+                identify(ring, wrong)
+        with pytest.raises(Unauthorized):
+            identify(ring, "nonsense")
+        with pytest.raises(Unauthorized, match="not known"):
+            identify(ring, secret + "x")
+
+    def test_trust_ends_with_the_outage_time(self, registry: Any, secret: str) -> None:
+        ring = KeyRing(registry, 0.0, 0.4)
+        identify(ring, secret)
+        registry.away = True
+        identify(ring, secret)
+        time.sleep(0.5)
+        with pytest.raises(RegistryError):
+            identify(ring, secret)
+        assert ring.recall(secret) is None
+
+    def test_each_outage_has_its_own_time(self, registry: Any, secret: str) -> None:
+        ring = KeyRing(registry, 0.0, 0.6)
+        identify(ring, secret)
+        for _ in range(2):
+            registry.away = True
+            with pytest.raises(RegistryError):
+                ring.refresh()
+            time.sleep(0.4)
+            assert identify(ring, secret).consumer == "search"
+            registry.away = False
+            ring.refresh()
+
+    def test_after_a_failure_nobody_asks_for_a_second(
+        self, keys: Keys, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 3600.0, 60.0)
+        registry.away = True
+        for _ in range(5):
+            with pytest.raises(RegistryError):
+                identify(ring, secret)
+        assert registry.asked == 1
+        registry.away = False
+        time.sleep(1.0)
+        assert identify(ring, secret).consumer == "search"
+
+    def test_administrators_are_always_looked_up(
+        self, keys: Keys, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 3600.0, 3600.0)
+        identify(ring, secret)
+        registry.away = True
+        with pytest.raises(RegistryError):
+            anyio.run(ring.confirm, secret)
+        registry.away = False
+        ring.refresh()
+        keys.revoke(secret.split("_")[1])
+        with pytest.raises(Unauthorized, match="was revoked"):
+            anyio.run(ring.confirm, secret)
+
+    def test_all_keys_seen_are_confirmed_together(self, keys: Keys, registry: Any) -> None:
+        ring = KeyRing(registry, 0.3, 60.0)
+        made = [keys.create("search", Scope.READ) for _ in range(3)]
+        for _, secret in made:
+            identify(ring, secret)
+        keys.revoke(made[0][0].prefix)
+        asked = registry.asked
+        time.sleep(0.35)
+        assert ring.recall(made[1][1]) is None
+        ring.refresh()
+        assert registry.asked == asked + 1
+        assert [ring.recall(secret) for _, secret in made[1:]] == [key for key, _ in made[1:]]
+        with pytest.raises(Unauthorized, match="was revoked"):
+            ring.recall(made[0][1])
+
+    def test_registry_that_hangs_is_waited_for_once_and_briefly(
+        self, keys: Keys, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 0.0, 60.0)
+        identify(ring, secret)
+        registry.hanging.clear()
+        started = time.monotonic()
+        assert identify(ring, secret).consumer == "search"
+        assert 0.5 < time.monotonic() - started < 5
+        started = time.monotonic()
+        assert identify(ring, secret).consumer == "search"
+        assert time.monotonic() - started < 0.5
+
+    def test_confirmation_that_hangs_tells_before_anybody_waits(
+        self, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 0.0, 60.0)
+        identify(ring, secret)
+        registry.hanging.clear()
+        with ThreadPoolExecutor(1) as pool:
+            confirming = pool.submit(ring.refresh)
+            time.sleep(1.1)
+            assert ring.recall(secret) is not None
+            registry.hanging.set()
+            confirming.result(20)
+        assert ring.recall(secret) is None  # it answers, so it must be asked again
+
+    def test_late_answer_does_not_undo_a_newer_one(
+        self, keys: Keys, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 3600.0)
+        key = identify(ring, secret)
+        keys.revoke(key.prefix)
+        with pytest.raises(Unauthorized, match="was revoked"):
+            anyio.run(ring.confirm, secret)
+        ring._remember(key.prefix, key, time.monotonic() - 1)
+        with pytest.raises(Unauthorized, match="was revoked"):
+            ring.recall(secret)
 
 
 def test_scopes(keys: Keys) -> None:
