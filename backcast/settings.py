@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     usage_seconds: float = Field(
         default=5.0,
         gt=0,
-        le=3600,
+        le=60,
         description="How often a replica writes the requests it has counted to the registry; a "
         "kill loses at most those of this time.",
     )

@@ -495,9 +495,9 @@ class TestUsage:
             datetime(2026, 3, 28, 23, 59, 59, 900_000, UTC),
             datetime(2026, 3, 29, 0, 0, tzinfo=UTC),
         ):
-            monkeypatch.setattr("service.usage.time.time", moment.timestamp)
+            monkeypatch.setattr("service.usage.utc_now", lambda moment=moment: moment)
             meter.count(None, 0, 1)
-        meter.flush()
+            meter.flush()
         uses = home.backcast.registry.usage.since(date(2026, 3, 28))
         assert [use.day for use in uses] == [date(2026, 3, 29), date(2026, 3, 28)]
         assert len(home.backcast.registry.usage.since(date(2026, 3, 29))) == 1
@@ -660,7 +660,7 @@ class TestHttp:
 
     def test_unflushed_counts_are_written_when_it_stops(self, home: Home) -> None:
         secret = secret_of(home)
-        with client_of(home, usage_seconds=3600.0) as client:
+        with client_of(home, usage_seconds=60.0) as client:
             client.get("/embeddings/item 0?version=0", headers=bearer(secret))
             assert home.backcast.registry.usage.since(today()) == []
         assert len(home.backcast.registry.usage.since(today())) == 1
