@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 
-from backcast.errors import BatchTooLarge, InvalidInput
+from backcast.errors import BatchTooLarge, InvalidInput, RegistryError
 from backcast.vectors import check_id
 from backcast.versions import Key, Scope
 from service.arrow import UnreadableIds, read_ids
@@ -32,6 +32,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 EXPECT_SNAPSHOT = "Backcast-Expect-Snapshot"
 _ADMIN = "backcast.admin"
+_REFRESH_S = 5
 
 
 async def find_reader(request: Request) -> Key | None:
@@ -88,7 +89,16 @@ async def choose_snapshot(request: Request) -> Snapshot:
     known = state.engine.view.find(expected)
     if known is not None:
         return known
-    return await to_thread.run_sync(state.engine.expecting, expected, limiter=state.refreshes)
+    try:
+        with fail_after(_REFRESH_S):
+            return await to_thread.run_sync(
+                state.engine.expecting, expected, limiter=state.refreshes, abandon_on_cancel=True
+            )
+    except TimeoutError as error:
+        raise RegistryError(
+            f"Whether snapshot {expected} is served could not be found out within {_REFRESH_S} s; "
+            "try again."
+        ) from error
 
 
 def choose_format(request: Request) -> Format:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -547,7 +548,7 @@ def test_retirement_reaches_every_replica_and_snapshots_in_grace(
         home.publish(3)
         home.promote(3)
         for client in (replica, other):
-            eventually(lambda c=client: c.get("/readyz").json()["live_version"] == 3)
+            eventually(partial(serves, client, 3))
         in_grace = {"Backcast-Expect-Snapshot": before}
         body = {"ids": ids, "version": 0, "entity": entity}
         kept = other.post("/embeddings/batch", json=body, headers=in_grace)
@@ -559,9 +560,14 @@ def test_retirement_reaches_every_replica_and_snapshots_in_grace(
         assert forced.json()["state"] == "retired"
         for client in (replica, other):
             for headers in ({}, in_grace):
-                eventually(lambda c=client, h=headers: gone(c, body, h))
+                eventually(partial(gone, client, body, headers))
         assert "too old" in other.post("/embeddings/batch", json=body).json()["detail"]
         assert other.get("/embeddings/item 0?version=1").status_code == 200
+
+
+def serves(client: TestClient, version: int) -> bool:
+    live: int = client.get("/readyz").json()["live_version"]
+    return live == version
 
 
 def gone(client: TestClient, body: dict[str, Any], headers: dict[str, str]) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from backcast.cli import app, main
 from backcast.cli.output import interruptible
 from backcast.lifecycle import open_backcast
 from backcast.registry import open_registry
+from backcast.registry.database import utc_now
 from backcast.settings import Settings
+from backcast.versions import Use
 from tests.support import build_home
 from tests.trainer_support import command, environment, synthetic, threads
 from trainer.cli import train
@@ -124,6 +127,7 @@ def test_the_documented_commands_are_there() -> None:
         *(("demo",), ("train",), ("publish",), ("promote",), ("versions",), ("serve",), ("get",)),
         *(("data", "synth"), ("data", "csv")),
         *(("keys", "create"), ("keys", "revoke"), ("keys", "list")),
+        *(("deprecate",), ("retire",), ("pin",), ("consumers",), ("usage",)),
         *(("db", "upgrade"), ("db", "check"), ("db", "downgrade")),
     }
     assert documented <= set(COMMANDS)
@@ -205,6 +209,23 @@ ERRORS = [
         {},
         "--expires-in-days is more than 0",
     ),
+    (
+        ("keys", "create", "--consumer", "(anonymous)"),
+        {},
+        "(anonymous) stands for callers without a key",
+    ),
+    (("deprecate", "7", "--sunset", "2099-01-31"), {}, "Version 7 does not exist"),
+    (("deprecate", "7", "--withdraw"), {}, "Version 7 does not exist"),
+    (("deprecate", "7"), {}, "Name either a --sunset, such as 2027-01-31, or --withdraw"),
+    (("deprecate", "7", "--withdraw", "--sunset", "2099-01-31"), {}, "Name either a --sunset"),
+    (("deprecate", "7", "--sunset", "soon"), {}, "--sunset 'soon' is no moment; write 2027-01-31"),
+    (("deprecate", "7", "--sunset", "2099-01-31T12:00"), {}, "has no zone; add Z for UTC"),
+    (("deprecate", "7", "--sunset", "2020-01-31"), {}, "2020-01-31T00:00:00+00:00 is over"),
+    (("retire", "7"), {}, "Version 7 does not exist"),
+    (("retire", "7", "--force"), {}, "A forced retirement needs a reason"),
+    (("pin", "ranking", "7"), {}, "Version 7 does not exist"),
+    (("pin", "ranking", "--clear"), {}, "No consumer 'ranking'; `backcast consumers` lists them"),
+    (("pin", "ranking"), {}, "Name either a version or --clear"),
     (("db", "check"), {}, "The registry's schema is absent"),
     (("data", "csv", "--interactions", "no.csv", "--out", "new"), {}, "no.csv does not exist"),
     (("data", "synth", "--out", "new", "--users", "0"), {}, "users is 0; expected at least 1"),
@@ -400,6 +421,66 @@ def test_keys_for_a_person(published: Shell) -> None:
 
 def listed_keys(shell: Shell) -> str:
     return shell("keys", "list").output
+
+
+def test_a_version_ends_announced_and_unused(published: Shell) -> None:
+    published("keys", "create", "--consumer", "ranking", "--pin", "0")
+    told = published("deprecate", "0", "--sunset", "2099-01-31", "--reason", "use version 1")
+    assert told.output == ("Version 0 is deprecated, and served until 2099-01-31T00:00:00+00:00.\n")
+    ending = json.loads(
+        published("deprecate", "0", "--sunset", "2099-01-31T18:00Z", "--json").output
+    )
+    assert ending["sunset_at"] == "2099-01-31T18:00:00+00:00"
+    refused = published("retire", "0")
+    assert refused.code == 1
+    assert "pinned to it: ranking; announced to last until 2099-01-31T18:00" in refused.log
+    assert published("pin", "ranking", "1").output == "Consumer ranking is pinned to version 1.\n"
+    assert published("deprecate", "0", "--withdraw").output.endswith("not deprecated any more.\n")
+    assert published("retire", "0").output.startswith("Version 0 is retired;")
+    ending = json.loads(published("retire", "0", "--json").output)
+    assert (ending["number"], ending["state"], ending["note"]) == (0, "retired", None)
+    assert published("pin", "ranking", "0").log == "error: Version 0 is retired.\n"
+
+
+def test_retirement_looks_back_as_far_as_it_is_told(published: Shell) -> None:
+    published("keys", "create", "--consumer", "ranking")
+    with open_registry(Settings.load(home=published.home)) as registry:
+        registry.usage.add([Use("ranking", 0, utc_now().date() - timedelta(days=20), 3, 30)])
+    refused = published("retire", "0", BACKCAST_RETIRE_IDLE_DAYS="30")
+    assert refused.code == 1
+    assert re.search(r"used it lately: ranking \(last on \d{4}-\d\d-\d\d\)", refused.log)
+    forced = published(
+        *("retire", "0", "--force", "--reason", "ranking has moved", "--json"),
+        BACKCAST_RETIRE_IDLE_DAYS="30",
+    )
+    assert json.loads(forced.output)["note"] == "ranking has moved"
+
+
+def test_who_uses_what(published: Shell) -> None:
+    published("keys", "create", "--consumer", "ranking", "--pin", "0")
+    published("keys", "create", "--consumer", "ads")
+    published("pin", "ads", "1")
+    published("pin", "ads", "--clear")
+    today = utc_now().date()
+    with open_registry(Settings.load(home=published.home)) as registry:
+        for name, version, age in (("ranking", 0, 0), ("ranking", 0, 2), ("ads", 1, 40)):
+            registry.usage.add([Use(name, version, today - timedelta(days=age), 3, 30)])
+    uses = json.loads(published("usage", "--json").output)
+    assert uses["since"] == f"{today - timedelta(days=29)}"
+    assert [(use["consumer"], use["day"], use["requests"]) for use in uses["usage"]] == [
+        ("ranking", f"{today}", 3),
+        ("ranking", f"{today - timedelta(days=2)}", 3),
+    ]
+    shown = published("usage", "--days", "90").output
+    assert re.search(rf"ranking\s+│\s+0 │\s+6 │\s+60 │ {today} │", shown)
+    assert re.search(rf"ads\s+│\s+1 │\s+3 │\s+30 │ {today - timedelta(days=40)} │", shown)
+    assert "ranking" not in published("usage", "--days", "90", "--version", "1").output
+    consumers = json.loads(published("consumers", "--json").output)
+    assert [(c["name"], c["pin"], c["keys_in_force"], c["last_used"]) for c in consumers] == [
+        ("ads", None, 1, f"{today - timedelta(days=40)}"),
+        ("ranking", 0, 1, f"{today}"),
+    ]
+    assert re.search(rf"ranking\s+│\s+0 │\s+1 │ {today} │", published("consumers").output)
 
 
 def test_schema_commands(shell: Shell) -> None:

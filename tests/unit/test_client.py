@@ -369,7 +369,11 @@ class TestRefusals:
     def test_errors_are_those_of_the_service(
         self, client: Any, version: Any, error: type[BackcastError]
     ) -> None:
-        for call in (lambda: client.get("007", version), lambda: client.get_many(["007"], version)):
+        calls: list[Callable[[], object]] = [
+            lambda: client.get("007", version),
+            lambda: client.get_many(["007"], version),
+        ]
+        for call in calls:
             with pytest.raises(error) as raised:
                 call()
             assert type(raised.value) is error

@@ -121,36 +121,37 @@ def test_unknown_prefixes_are_not_remembered(keys: Keys) -> None:
     assert ring._found == {}
 
 
+class Withheld:
+    """The registry's keys, which can be taken away."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self.asked = 0
+        self.away = False
+        self.hanging = threading.Event()
+        self.hanging.set()
+
+    def find(self, prefix: str) -> Key | None:
+        self._answer()
+        return self._keys.find(prefix)
+
+    def find_many(self, prefixes: Collection[str]) -> dict[str, Key]:
+        self._answer()
+        return self._keys.find_many(prefixes)
+
+    def _answer(self) -> None:
+        self.asked += 1
+        self.hanging.wait(20)
+        if self.away:
+            raise RegistryError("away")
+
+
 class TestOutage:
     """A registry that fails, and one that hangs."""
 
-    class Keys:
-        """The registry's keys, which can be taken away."""
-
-        def __init__(self, keys: Keys) -> None:
-            self._keys = keys
-            self.asked = 0
-            self.away = False
-            self.hanging = threading.Event()
-            self.hanging.set()
-
-        def find(self, prefix: str) -> Key | None:
-            self._answer()
-            return self._keys.find(prefix)
-
-        def find_many(self, prefixes: Collection[str]) -> dict[str, Key]:
-            self._answer()
-            return self._keys.find_many(prefixes)
-
-        def _answer(self) -> None:
-            self.asked += 1
-            self.hanging.wait(20)
-            if self.away:
-                raise RegistryError("away")
-
     @pytest.fixture
     def registry(self, keys: Keys) -> Iterator[Any]:
-        made = self.Keys(keys)
+        made = Withheld(keys)
         yield made
         made.hanging.set()
 
