@@ -551,3 +551,15 @@ def test_embeddings_name_each_missing_id_once() -> None:
     result = Embeddings(("b", "a", "c", "b"), vectors, found, 0, 1, "v1-a.0")
     assert result.missing == ("b", "c")
     assert result.dim == 2
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def shown(kind: type) -> dict[str, list[str]]:
+        return {
+            name: [f"{p.name}={p.default}" for p in inspect.signature(method).parameters.values()]
+            for name, method in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    assert shown(Client) == shown(AsyncClient)
+    assert {"get", "get_many", "versions", "promote", "operation", "close"} <= shown(Client).keys()
