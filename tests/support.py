@@ -44,8 +44,8 @@ SHARED_ID = "in both/kinds"
 Vectors = dict[str, NDArray[np.float32]]
 Map = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 
-_SPAWNER = multiprocessing.get_context("forkserver")
-_SPAWNER.set_forkserver_preload(["tests.support", "redis", "psycopg"])
+SPAWNER = multiprocessing.get_context("forkserver")
+SPAWNER.set_forkserver_preload(["tests.support", "redis", "psycopg"])
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ def exit_codes(target: Callable[..., None], *calls: tuple[Any, ...]) -> list[int
 
     An exit code is 0 after a return, 1 after an exception and ``-SIGKILL`` after a kill.
     """
-    processes = [_SPAWNER.Process(target=target, args=arguments) for arguments in calls]
+    processes = [SPAWNER.Process(target=target, args=arguments) for arguments in calls]
     for process in processes:
         process.start()
     for process in processes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backcast.artifacts import Artifacts, dump_json, dump_tensors
-from backcast.errors import ArtifactCorrupt, ArtifactMissing
+from backcast.errors import ArtifactCorrupt, ArtifactMissing, WeightsDeleted
 from backcast.transforms import AffineMap
 from backcast.versions import Version
 from trainer.features import Vocabulary
@@ -66,8 +66,11 @@ def load_model(artifacts: Artifacts, version: Version) -> ArchivedModel:
     """Read M_k back.
 
     Raises:
+        WeightsDeleted: by policy.
         ArtifactMissing, ArtifactCorrupt: a file is gone, changed, or does not fit the version.
     """
+    if version.weights_deleted_at is not None:
+        raise WeightsDeleted(version.number, f"{version.weights_deleted_at:%Y-%m-%d}")
 
     def digest(name: str) -> str:
         if name not in version.files:

@@ -1,5 +1,6 @@
 """Train the next version and register it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -139,8 +140,8 @@ def _trained_chain(catalog: Catalog, artifacts: Artifacts, parent: Version) -> d
 def choose_parent(catalog: Catalog, wanted: int | None) -> Version | None:
     """Return the version to align to: the one asked for, else the newest fit one.
 
-    Where a version is live, only it and its descendants are fit: training goes on from what is
-    served. None means that nothing is registered yet.
+    Where a version is live, only it and its descendants are fit, as long as none in between was
+    rolled back: training goes on from what is served. None means that nothing is registered yet.
     """
     by_number = {v.number: v for v in catalog.versions}
     if wanted is not None:
@@ -156,12 +157,21 @@ def choose_parent(catalog: Catalog, wanted: int | None) -> Version | None:
     fit_parents = [
         v
         for v in catalog.versions
-        if v.state not in _UNFIT_PARENTS
-        and (catalog.live is None or catalog.live.version in lineage.chain(v.number))
+        if v.state not in _UNFIT_PARENTS and _goes_on(lineage.chain(v.number), catalog, by_number)
     ]
     if catalog.versions and not fit_parents:
         raise Conflict("No version is fit to be a parent. Name one with --parent.")
     return max(fit_parents, key=lambda v: v.number, default=None)
+
+
+def _goes_on(chain: list[int], catalog: Catalog, by_number: Mapping[int, Version]) -> bool:
+    """Return whether a version's chain leads to the live one, by no version that was given up."""
+    if catalog.live is None:
+        return True
+    if catalog.live.version not in chain:
+        return False
+    between = chain[: chain.index(catalog.live.version)]
+    return all(by_number[j].state not in _UNFIT_PARENTS for j in between)
 
 
 def _register(
