@@ -165,13 +165,13 @@ def choose_parent(catalog: Catalog, wanted: int | None) -> Version | None:
 
 
 def _goes_on(chain: list[int], catalog: Catalog, by_number: Mapping[int, Version]) -> bool:
-    """Return whether a version's chain leads to the live one, by no version that was given up."""
+    """Return whether a version's chain leads to the live one, by none that was rolled back."""
     if catalog.live is None:
         return True
     if catalog.live.version not in chain:
         return False
     between = chain[: chain.index(catalog.live.version)]
-    return all(by_number[j].state not in _UNFIT_PARENTS for j in between)
+    return all(by_number[j].state is not VersionState.ROLLED_BACK for j in between)
 
 
 def _register(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from backcast.cli.output import interruptible, print_json, print_table, progress, say
-from backcast.errors import InvalidInput
+from backcast.errors import Conflict, InvalidInput
 from backcast.lifecycle import (
     Backcast,
     Doomed,
@@ -141,7 +141,9 @@ def refresh_command(
     settings = Settings.load()
     with open_backcast(settings) as backcast:
         live = backcast.registry.deployments.live()
-        version = 0 if live is None else live.version
+        if live is None:
+            raise Conflict("Nothing is live, so nothing can be refreshed; promote a version first.")
+        version = live.version
         order = Refresh(version, expected_live)
         if dry_run:
             order.check(backcast)

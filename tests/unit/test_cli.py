@@ -18,10 +18,11 @@ from typer.main import get_command
 
 from backcast.cli import app, main
 from backcast.cli.output import interruptible
-from backcast.lifecycle import open_backcast
+from backcast.lifecycle import open_backcast, publish
 from backcast.registry import open_registry
 from backcast.registry.database import utc_now
 from backcast.settings import Settings
+from backcast.snapshots import read_snapshot
 from backcast.versions import Use
 from tests.support import build_home
 from tests.trainer_support import command, environment, synthetic, threads
@@ -128,6 +129,7 @@ def test_the_documented_commands_are_there() -> None:
         *(("data", "synth"), ("data", "csv")),
         *(("keys", "create"), ("keys", "revoke"), ("keys", "list")),
         *(("deprecate",), ("retire",), ("pin",), ("consumers",), ("usage",)),
+        *(("rollback",), ("refresh",), ("operations",), ("gc",)),
         *(("db", "upgrade"), ("db", "check"), ("db", "downgrade")),
     }
     assert documented <= set(COMMANDS)
@@ -201,6 +203,9 @@ ERRORS = [
     (("publish", "7", "--data", "DATA"), {}, "Version 7 does not exist"),
     (("promote", "7"), {}, "Version 7 does not exist"),
     (("promote", "7", "--dry-run"), {}, "Version 7 does not exist"),
+    (("rollback", "--reason", "x"), {}, "Nothing is live, so there is nothing to roll back"),
+    (("rollback", "--dry-run"), {}, "Nothing is live, so there is nothing to roll back"),
+    (("refresh",), {}, "Nothing is live, so nothing can be refreshed"),
     (("keys", "revoke", "1a2b3c4d"), {}, "No key has the prefix '1a2b3c4d'"),
     (("keys", "create", "--consumer", "ranking", "--pin", "7"), {}, "Version 7 does not exist"),
     (("keys", "create", "--consumer", " "), {}, "A consumer's name has 1 to 128 characters"),
@@ -254,7 +259,7 @@ def test_an_error_is_one_line_that_says_what_is_wrong(
     *progress, last = result.log.splitlines()
     assert last.startswith("error: ")
     assert message in last
-    assert all(line.startswith("promoting version") for line in progress)
+    assert all(line.startswith(("promoting version", "rolling back")) for line in progress)
 
 
 @pytest.mark.parametrize(
@@ -407,6 +412,83 @@ def test_a_promotion_tells_what_reduced_precision_cost(published: Shell) -> None
         f"\nStored as bfloat16, relative error {stored.mean_error:.1e} on average, "
         f"{stored.largest_error:.1e} at most.\n"
     )
+
+
+def test_a_rollback_shows_its_plan_and_needs_a_reason(published: Shell) -> None:
+    plan = json.loads(published("rollback", "--dry-run", "--json").output)
+    assert (plan["live_version"], plan["version"], plan["refused_versions"]) == (1, 0, [1])
+    shown = published("rollback", "--dry-run").output
+    assert re.match(r"Version 0 would be live, from snapshot v0-\S+\.0\.\n", shown)
+    assert "\nVersions [1] would answer 409.\n" in shown
+    refused = published("rollback")
+    assert refused.code == 1
+    assert refused.log.startswith("error: A rollback needs --reason")
+    done = published("rollback", "--reason", "clicks fell")
+    assert (done.code, done.output.startswith("Version 0 is live, from snapshot v0-")) == (0, True)
+    states = json.loads(published("versions", "--json").output)["versions"]
+    assert [(v["state"], v["note"]) for v in states] == [
+        ("live", None),
+        ("rolled_back", "clicks fell"),
+        ("registered", None),
+    ]
+    again = published("rollback", "--reason", "further")
+    assert (again.code, again.output) == (1, "")
+    assert "Nothing was live before version 0" in again.log
+
+
+def test_a_rollback_to_a_named_snapshot(published: Shell) -> None:
+    plan = json.loads(published("rollback", "--dry-run", "--json").output)
+    snapshot = plan["snapshot"].partition(".")[0]
+    arguments = ("--to-snapshot", snapshot, "--expected-live", "1", "--reason", "x", "--json")
+    live = json.loads(published("rollback", *arguments).output)
+    assert (live["version"], live["snapshot"]) == (0, snapshot)
+
+
+def test_operations_for_a_person_and_a_script(published: Shell) -> None:
+    assert published("operations").output == "There was no operation yet.\n"
+    assert json.loads(published("operations", "--json").output) == []
+    published("rollback", "--reason", "clicks fell")
+    published("promote", "2", "--expected-live", "0")
+    published("promote", "1", "--expected-live", "2")
+    listed = json.loads(published("operations", "--json").output)
+    assert [(o["kind"], o["state"], o["resumable"]) for o in listed] == [
+        ("promote", "failed", False),
+        ("promote", "succeeded", False),
+        ("rollback", "succeeded", False),
+    ]
+    shown = published("operations", "--limit", "2").output
+    assert listed[0]["id"] in shown
+    assert listed[2]["id"] not in shown
+    assert "gate lineage" in shown
+
+
+def test_a_refresh_takes_up_the_newest_snapshot(published: Shell) -> None:
+    nothing_new = published("refresh")
+    assert (nothing_new.code, nothing_new.output) == (1, "")
+    assert "Version 1 is live already, with its newest snapshot" in nothing_new.log
+    with open_backcast(Settings.load(home=published.home)) as backcast:
+        record = backcast.registry.snapshots.latest(1)
+        assert record is not None
+        rows = read_snapshot(backcast.artifacts, record)
+        snapshot = publish(backcast.registry, backcast.artifacts, 1, rows, {})
+    plan = json.loads(published("refresh", "--dry-run", "--json").output)
+    assert (plan["snapshot"], plan["passed"]) == (snapshot.id, True)
+    live = json.loads(published("refresh", "--json").output)
+    assert (live["version"], live["snapshot"]) == (1, snapshot.id)
+
+
+def test_the_collector_shows_what_it_would_delete(published: Shell) -> None:
+    assert published("gc").output == "There is nothing to delete.\n"
+    at_once = {"BACKCAST_GRACE_SECONDS": "0"}
+    planned = published("gc", "--dry-run", "--json", **at_once)
+    [doomed] = json.loads(planned.output)
+    assert (doomed["what"], doomed["name"][:3], doomed["bytes"] > 0) == ("snapshot", "v0-", True)
+    shown = published("gc", "--dry-run", **at_once).output
+    assert doomed["name"] in shown
+    assert shown.endswith(f"Would delete 1 things, {doomed['bytes']} bytes known.\n")
+    deleted = published("gc", "--litter", **at_once).output
+    assert deleted.endswith(f"Deleted 1 things, {doomed['bytes']} bytes known.\n")
+    assert json.loads(published("gc", "--dry-run", "--litter", "--json", **at_once).output) == []
 
 
 def test_keys_for_a_person(published: Shell) -> None:

@@ -20,10 +20,11 @@ from starlette.types import Message
 
 from backcast.errors import StoreError
 from backcast.lifecycle import Backcast, open_backcast, publish, sweep
+from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.stores import StoredSnapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import Entity, Scope, VersionState
+from backcast.versions import Claim, Entity, Scope, VersionState
 from service.openapi import render
 from tests.service_support import WatchedStore, bearer, client_of, secret_of, set_version
 from tests.support import Home, build_home
@@ -293,6 +294,140 @@ def test_replicas_that_sweep_at_once_do_not_disturb_each_other(home: Home) -> No
             assert home.backcast.store.snapshots() == [snapshot]
 
 
+class TestIdempotencyKey:
+    """A request sent again leads to the same operation, whatever has become of it."""
+
+    def send(self, client: TestClient, key: str, **order: Any) -> Any:
+        path = "/admin/versions/2/promote"
+        return client.post(path, json=order, headers={"Idempotency-Key": key})
+
+    def test_same_request_finds_its_operation(self, home: Home, client: TestClient) -> None:
+        first = self.send(client, "morning-1", expected_live=1)
+        done = finished(client, first)
+        again = self.send(client, "morning-1", expected_live=1)
+        assert (again.status_code, again.headers["Location"]) == (200, first.headers["Location"])
+        assert again.json() == done
+        assert len(home.backcast.registry.deployments.history()) == 3
+        assert len(client.get("/admin/operations").json()["operations"]) == 1
+
+    def test_another_request_is_refused(self, client: TestClient) -> None:
+        done = finished(client, self.send(client, "morning-1", expected_live=1))
+        other = self.send(client, "morning-1", expected_live=1, reason="another")
+        assert code_of(other) == (422, "idempotency-key-reused")
+        assert other.json()["operation"] == done["id"]
+
+    def test_request_refused_at_once_leaves_its_key_free(self, client: TestClient) -> None:
+        refused = self.send(client, "morning-1", expected_live=0)
+        assert code_of(refused) == (409, "promotion-conflict")
+        assert finished(client, self.send(client, "morning-1", expected_live=1))["state"] == (
+            "succeeded"
+        )
+
+    @pytest.mark.parametrize("key", ["", "two words", "k" * 129])
+    def test_keys_that_are_none(self, client: TestClient, key: str) -> None:
+        assert code_of(self.send(client, key, expected_live=1)) == (422, "invalid-input")
+
+
+def test_second_operation_is_refused_while_one_runs(home: Home, client: TestClient) -> None:
+    draft = OperationDraft("promote", {"version": 2}, "ann", "host:1")
+    running = home.backcast.registry.operations.start(draft)
+    home.backcast.registry.operations.progress(Claim(running.id, "host:1"), "load", 0.4)
+    for path, order in (
+        ("/admin/versions/2/promote", {"expected_live": 1}),
+        ("/admin/rollback", {"expected_live": 1, "reason": "worse"}),
+    ):
+        refused = client.post(path, json=order)
+        assert code_of(refused) == (409, "operation-running")
+        facts = ("operation", "kind", "step", "progress", "owner")
+        assert [refused.json()[fact] for fact in facts] == [
+            *(running.id, "promote", "load", 0.4, "host:1")
+        ]
+    shown = client.get(f"/admin/operations/{running.id}").json()
+    assert (shown["owner"], shown["resumable"], shown["step"]) == ("host:1", False, "load")
+
+
+class TestRollback:
+    def test_rollback_is_an_operation(self, home: Home, client: TestClient) -> None:
+        order = {"expected_live": 1, "reason": "clicks fell"}
+        operation = finished(client, client.post("/admin/rollback", json=order))
+        assert (operation["kind"], operation["state"]) == ("rollback", "succeeded")
+        assert operation["request"] == {**order, "to_snapshot": None}
+        assert operation["result"]["live_version"] == 0
+        assert client.get("/readyz").json()["live_version"] == 0
+        latest = client.get("/admin/deployments").json()["deployments"][0]
+        assert (latest["kind"], latest["reason"], latest["operation"]) == (
+            *("rollback", "clicks fell", operation["id"]),
+        )
+        refused = client.get("/embeddings/item 1?version=1")
+        assert code_of(refused) == (409, "version-off-chain")
+        assert refused.json()["reason"] == "clicks fell"
+
+    def test_dry_run_answers_with_the_plan(self, home: Home, client: TestClient) -> None:
+        before = home.backcast.registry.deployments.live()
+        for order in ({"dry_run": True}, {"dry_run": True, "reason": "why not"}):
+            plan = client.post("/admin/rollback", json={"expected_live": 1, **order}).json()
+            assert (plan["live_version"], plan["version"], plan["loaded"]) == (1, 0, True)
+            assert (plan["servable_versions"], plan["refused_versions"]) == ([0], [1])
+            assert (plan["lost_ids"], plan["pinned_consumers"]) == ({}, [])
+            assert 3000 < plan["grace_left_seconds"] <= 3600
+        assert home.backcast.registry.deployments.live() == before
+
+    @pytest.mark.parametrize(
+        ("order", "refusal"),
+        [
+            ({"reason": "worse"}, (422, "invalid-input")),
+            ({"expected_live": None, "reason": "worse"}, (422, "invalid-input")),
+            ({"expected_live": 1}, (422, "invalid-input")),
+            ({"expected_live": 1, "reason": ""}, (422, "invalid-input")),
+            ({"expected_live": 1, "reason": " "}, (422, "invalid-input")),
+            ({"expected_live": 1, "reason": "x", "to": 0}, (422, "invalid-input")),
+            ({"expected_live": 0, "reason": "worse"}, (409, "promotion-conflict")),
+            (
+                {"expected_live": 1, "reason": "x", "to_snapshot": "v9-a"},
+                (404, "unknown-snapshot"),
+            ),
+        ],
+        ids=str,
+    )
+    def test_what_can_be_refused_at_once_is(
+        self, client: TestClient, order: dict[str, Any], refusal: tuple[int, str]
+    ) -> None:
+        assert code_of(client.post("/admin/rollback", json=order)) == refusal
+        assert client.get("/admin/operations").json()["operations"] == []
+
+
+class TestRefresh:
+    def test_newest_snapshot_of_the_live_version_goes_live(
+        self, home: Home, client: TestClient
+    ) -> None:
+        snapshot = home.publish(1)
+        plan = client.post(
+            "/admin/versions/1/refresh", json={"expected_live": 1, "dry_run": True}
+        ).json()
+        assert (plan["snapshot"], plan["passed"]) == (snapshot.id, True)
+        response = client.post("/admin/versions/1/refresh", json={"expected_live": 1})
+        operation = finished(client, response)
+        assert (operation["kind"], operation["state"]) == ("refresh", "succeeded")
+        assert operation["result"]["snapshot"] == f"{snapshot.id}.0"
+        assert client.get("/readyz").json()["snapshot"] == f"{snapshot.id}.0"
+
+    @pytest.mark.parametrize(
+        ("version", "expected", "refusal"),
+        [
+            (1, 1, (409, "promotion-conflict")),  # no newer snapshot
+            (2, 1, (409, "promotion-conflict")),  # not live
+            (2, 2, (409, "promotion-conflict")),
+            (9, 1, (404, "unknown-version")),
+            (1, None, (422, "invalid-input")),
+        ],
+    )
+    def test_what_can_be_refused_at_once_is(
+        self, client: TestClient, version: int, expected: int | None, refusal: tuple[int, str]
+    ) -> None:
+        path = f"/admin/versions/{version}/refresh"
+        assert code_of(client.post(path, json={"expected_live": expected})) == refusal
+
+
 @pytest.mark.parametrize(
     ("path", "refusal"),
     [
@@ -316,6 +451,9 @@ ADMINISTRATION = [
 def test_administration_is_known_here() -> None:
     assert {
         ("POST", "/admin/versions/2/promote"),
+        ("POST", "/admin/versions/2/refresh"),
+        ("POST", "/admin/rollback"),
+        ("GET", "/admin/operations"),
         ("GET", "/admin/operations/0f"),
         ("PUT", "/admin/consumers/ads"),
     } <= set(ADMINISTRATION)

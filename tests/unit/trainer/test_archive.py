@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from backcast.artifacts import Artifacts, dump_json, dump_tensors
-from backcast.errors import ArtifactCorrupt, ArtifactMissing
+from backcast.errors import ArtifactCorrupt, ArtifactMissing, WeightsDeleted
+from backcast.lifecycle.collecting import WEIGHTS
 from backcast.transforms import AffineMap
 from backcast.versions import FileDigest, Version, VersionState
 from tests.trainer_support import dataset_of
@@ -208,6 +209,20 @@ def test_a_version_without_the_file_is_refused(shelf: Shelf, name: str) -> None:
     version = shelf.register({n: content for n, content in shelf.files.items() if n != name})
     with pytest.raises(ArtifactMissing, match=name):
         load_model(shelf.artifacts, version)
+
+
+def test_weights_that_were_deleted_by_policy_are_said_to_be(shelf: Shelf) -> None:
+    deleted = replace(
+        shelf.register(shelf.files), weights_deleted_at=datetime(2026, 3, 1, tzinfo=UTC)
+    )
+    message = "The weights of version 0 were deleted on 2026-03-01, as BACKCAST_KEEP_MODELS=fit"
+    with pytest.raises(WeightsDeleted, match=message):
+        load_model(shelf.artifacts, deleted)
+    assert issubclass(WeightsDeleted, ArtifactMissing)  # training goes on without a direct map
+
+
+def test_the_collector_deletes_the_weights_and_no_other_file() -> None:
+    assert WEIGHTS == MODEL
 
 
 class Canary:
