@@ -187,7 +187,20 @@ class RefreshRequest(RequestDocument):
     expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] = Field(
         description="The version that the caller saw live; a refresh is of that one."
     )
+    compact: bool = Field(
+        default=False,
+        description="First write what is live, with all its changes, as that snapshot.",
+    )
     dry_run: bool = Field(default=False, description="Run every gate and change nothing.")
+    reason: str | None = Field(default=None, min_length=1, max_length=2000)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.compact and self.dry_run:
+            raise PydanticCustomError(
+                "nothing_to_try", "a dry run writes nothing, so a compaction cannot be tried"
+            )
+        return self
 
 
 class RollbackRequest(RequestDocument):

@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     for name, command, example in (
         ("rollback", rollback_command, "backcast rollback --reason 'clicks fell by 4 %'"),
-        ("refresh", refresh_command, "backcast refresh --dry-run"),
+        ("refresh", refresh_command, "backcast refresh --compact"),
         ("operations", operations_command, "backcast operations --json"),
         ("gc", gc_command, "backcast gc --dry-run"),
     ):
@@ -133,8 +133,15 @@ def _print_rollback(plan: Mapping[str, Any], as_json: bool) -> None:
 
 
 def refresh_command(
+    compacted: Annotated[
+        bool,
+        typer.Option(
+            "--compact", help="First write what is live, with its changes, as that snapshot."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the gates and change nothing.")] = False,
     expected_live: ExpectedLive = None,
+    reason: Annotated[str | None, typer.Option(help="Why; kept with the deployment.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the newest snapshot of the live version live."""
@@ -144,7 +151,9 @@ def refresh_command(
         if live is None:
             raise Conflict("Nothing is live, so nothing can be refreshed; promote a version first.")
         version = live.version
-        order = Refresh(version, expected_live)
+        order = Refresh(version, expected_live, compacted, reason)
+        if dry_run and compacted:
+            raise InvalidInput("A dry run writes nothing, so a compaction cannot be tried.")
         if dry_run:
             order.check(backcast)
             plan = plan_promotion(backcast, version, expected_live=expected_live)

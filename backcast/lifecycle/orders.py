@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from backcast.errors import InvalidInput, PromotionConflict
 from backcast.lifecycle.places import Backcast, Report
-from backcast.lifecycle.promotion import Expected, find_candidate, promote
+from backcast.lifecycle.promotion import Expected, demand_expected, find_candidate, promote
+from backcast.lifecycle.refreshing import compact, demand_changes, is_compacted, refresh
 from backcast.lifecycle.rollback import find_target, rollback
 from backcast.versions import Claim, Live
 
@@ -68,38 +69,55 @@ class Promote:
 
 @dataclass(frozen=True)
 class Refresh:
-    """Make the newest snapshot of the live version live."""
+    """Make the newest snapshot of the live version live; see ``refresh`` and ``compact``.
+
+    ``compacted``: first write what is live, with its changes, as that snapshot.
+    """
 
     kind: ClassVar[str] = "refresh"
 
     version: int
     expected_live: int | Expected | None = None
+    compacted: bool = False
+    reason: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the order."""
-        return {"version": self.version} | _expectation(self.expected_live)
+        order = {"version": self.version, "compact": self.compacted, "reason": self.reason}
+        return order | _expectation(self.expected_live)
 
     def check(self, backcast: Backcast) -> None:
-        """Raise PromotionConflict where the version is not live; else see ``find_candidate``."""
-        find_candidate(backcast, self.version, expected_live=self.expected_live)
+        """Raise PromotionConflict where the version is not live, Conflict where nothing is new."""
+        backcast.registry.versions.get(self.version)
         live = backcast.registry.deployments.live()
+        demand_expected(self.expected_live, live)
         if live is None or live.version != self.version:
             raise PromotionConflict(
                 f"Version {self.version} is not live, so it cannot be refreshed; promote it.",
                 current_version=None if live is None else live.version,
             )
+        if self.compacted:
+            demand_changes(live)
+        else:
+            find_candidate(backcast, self.version)
 
     def run(self, backcast: Backcast, actor: str, claim: Claim, report: Report) -> Live:
-        """Refresh."""
-        promoted = promote(
+        """Compact where that was asked for and is not done yet, then refresh."""
+        written = 0.4 if self.compacted else 0.0
+        if self.compacted and not is_compacted(backcast):
+            compact(
+                backcast,
+                expected_live=self.version,
+                report=lambda step, done: report(step, round(written * done, 2)),
+            )
+        return refresh(
             backcast,
-            self.version,
             actor=actor,
             expected_live=self.version,
+            reason=self.reason,
             operation=claim,
-            report=report,
-        )
-        return promoted.live
+            report=lambda step, done: report(step, round(written + (1 - written) * done, 2)),
+        ).live
 
 
 @dataclass(frozen=True)
@@ -141,8 +159,9 @@ def read_order(kind: str, document: Mapping[str, Any]) -> Order:
         fields["expected_live"] = Expected.NOTHING
     if kind == Rollback.kind:
         return Rollback(**{"expected_live": None, **fields})
-    orders: dict[str, type[Promote | Refresh]] = {"promote": Promote, "refresh": Refresh}
-    return orders[kind](**fields)
+    if kind == Refresh.kind:
+        return Refresh(compacted=fields.pop("compact"), **fields)
+    return Promote(**fields)
 
 
 def _expectation(expected: int | Expected | None) -> dict[str, Any]:

@@ -59,8 +59,7 @@ def compact(
     registry, artifacts = backcast.registry, backcast.artifacts
     base = Base.now(registry)
     live = _demand_live(base.live, expected_live)
-    if live.delta == 0:
-        raise Conflict(f"Nothing was changed on snapshot {live.snapshot}: there is nothing to do.")
+    demand_changes(live)
     record = registry.snapshots.get(live.snapshot)
     details = registry.snapshots.details(live.snapshot)
     details.pop("put", None)  # that of the new one is its own
@@ -70,6 +69,22 @@ def compact(
     rows = folding.computed(read_snapshot(artifacts, record))
     counted = _counted(rows, sum(record.counts.values()), report)
     return publish(registry, artifacts, live.version, counted, details, base=base)
+
+
+def demand_changes(live: Live) -> None:
+    """Raise Conflict where nothing was changed on what is live."""
+    if live.delta == 0:
+        raise Conflict(f"Nothing was changed on snapshot {live.snapshot}: there is nothing to do.")
+
+
+def is_compacted(backcast: Backcast) -> bool:
+    """Return whether the newest snapshot of the live version is what is live, compacted."""
+    live = backcast.registry.deployments.live()
+    newest = None if live is None else backcast.registry.snapshots.latest(live.version)
+    if live is None or newest is None:
+        return False
+    noted = backcast.registry.snapshots.details(newest.id).get("compacted")
+    return bool(noted == f"{live.snapshot}.{live.delta}")
 
 
 def _demand_live(live: Live | None, expected: int | None) -> Live:

@@ -130,7 +130,7 @@ def refresh_version(
 
     Ids that were upserted since it was begun go with it.
     """
-    order = Refresh(k, wanted.expected_live)
+    order = Refresh(k, wanted.expected_live, wanted.compact, wanted.reason)
     if wanted.dry_run:
         backcast = state_of(request).backcast
         order.check(backcast)

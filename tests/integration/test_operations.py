@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import event, update
 
@@ -24,12 +25,21 @@ from backcast.errors import (
     PromotionConflict,
     RegistryError,
 )
-from backcast.lifecycle import Backcast, Promote, Rollback, open_backcast, run_order
+from backcast.lifecycle import (
+    Backcast,
+    Promote,
+    Refresh,
+    Rollback,
+    open_backcast,
+    run_order,
+    upsert,
+)
 from backcast.lifecycle.operations import Watcher, begin, new_owner
 from backcast.registry import OperationDraft, tables
+from backcast.registry.snapshots import Snapshots
 from backcast.settings import Settings
 from backcast.vectors import VectorBatch
-from backcast.versions import Claim, Operation, OperationState
+from backcast.versions import Claim, Entity, Operation, OperationState
 from service.engine import Engine
 from service.operations import Operator
 from tests.service_support import client_of
@@ -208,6 +218,37 @@ def test_promotion_of_a_dead_command_is_ended_by_a_replica(home: Home, point: st
     home.check_served(1)
 
 
+def compact_and_die(settings: Settings, point: str) -> None:
+    with open_backcast(settings) as backcast:
+        if point == "write":
+            Snapshots.register = die  # type: ignore[method-assign]
+        else:
+            die_at_step(backcast, point)
+        engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
+        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+            operator.start(Refresh(0, 0, compacted=True), "ann")
+            time.sleep(WAIT_S)
+
+
+@pytest.mark.parametrize("point", ["write", "check", "load", "switch"])
+def test_compaction_of_a_dead_replica_is_carried_on_and_done_once(home: Home, point: str) -> None:
+    vectors = np.ones((1, 4), np.float32)
+    upsert(home.backcast, Entity.ITEM, ["new"], vectors, actor="ann", most_changed=9)
+    assert exit_codes(compact_and_die, (home.settings, point)) == [-signal.SIGKILL]
+    written = [r for r in home.backcast.registry.snapshots.undeleted() if r.version == 0]
+    assert len(written) == (1 if point == "write" else 2)
+    left = active(home)
+    with replica(home):
+        done = ended(home, left.id)
+    assert (done.state, done.error) == (OperationState.SUCCEEDED, None)
+    live = home.backcast.registry.deployments.live()
+    assert live is not None
+    assert (live.version, live.delta) == (0, 0)
+    held = home.backcast.store.open(live.snapshot)
+    assert held.gather(Entity.ITEM, ["new"]).vectors.tolist() == [[1.0] * 4]
+    assert len([r for r in home.backcast.registry.snapshots.undeleted() if r.version == 0]) == 2
+
+
 @pytest.mark.parametrize("accept", [accept_and_die, command_and_die], ids=["replica", "command"])
 def test_command_waits_for_an_abandoned_operation_ends_it_and_goes_on(
     home: Home, accept: Callable[..., None]
@@ -309,22 +350,29 @@ def test_key_sent_again_finds_the_same_operation(home: Home) -> None:
 def accept_and_pause(settings: Settings, step: str) -> None:
     """Accept a promotion as a replica does; sleep at a step until somebody wakes this up."""
     with open_backcast(settings) as backcast:
-        progress = backcast.registry.operations.progress
+        operations = backcast.registry.operations
+        progress, succeed, beat = operations.progress, operations.succeed, operations.beat
+        beating = threading.Lock()  # a process stopped while it writes would hold SQLite's lock
+
+        def beat_alone(claim: Claim) -> None:
+            with beating:
+                beat(claim)
 
         def watched(claim: Claim, found: str, fraction: float) -> None:
             if found == step:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                with beating:
+                    os.kill(os.getpid(), signal.SIGSTOP)
             progress(claim, found, fraction)
 
-        if step == "end":
-            succeed = backcast.registry.operations.succeed
+        def late(claim: Claim, result: Any) -> None:
+            if step == "end":
+                with beating:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            succeed(claim, result)
 
-            def late(claim: Claim, result: Any) -> None:
-                os.kill(os.getpid(), signal.SIGSTOP)
-                succeed(claim, result)
-
-            backcast.registry.operations.succeed = late  # type: ignore[method-assign]
-        backcast.registry.operations.progress = watched  # type: ignore[method-assign]
+        operations.beat = beat_alone  # type: ignore[method-assign]
+        operations.progress = watched  # type: ignore[method-assign]
+        operations.succeed = late  # type: ignore[method-assign]
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
         with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
             operator.start(Promote(1, 0), "ann")

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from backcast.errors import StoreError
-from backcast.lifecycle import Backcast, open_backcast, publish, sweep
+from backcast.lifecycle import Backcast, open_backcast, publish, sweep, upsert
 from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.stores import StoredSnapshot
@@ -397,6 +397,33 @@ class TestRollback:
 
 
 class TestRefresh:
+    def test_compaction_takes_changes_into_a_new_snapshot(
+        self, home: Home, client: TestClient
+    ) -> None:
+        path, order = "/admin/versions/1/refresh", {"expected_live": 1, "compact": True}
+        nothing = client.post(path, json=order)
+        assert code_of(nothing) == (409, "conflict")
+        assert code_of(client.post(path, json={**order, "dry_run": True})) == (
+            *(422, "invalid-input"),
+        )
+        before = home.backcast.registry.deployments.live()
+        assert before is not None
+        vectors = np.ones((1, 5), np.float32)
+        upsert(home.backcast, Entity.ITEM, ["new"], vectors, actor="ann", most_changed=9)
+        operation = finished(client, client.post(path, json={**order, "reason": "weekly"}))
+        assert (operation["kind"], operation["error"]) == ("refresh", None)
+        assert operation["request"] == {
+            "version": 1,
+            "expected_live": 1,
+            "compact": True,
+            "reason": "weekly",
+        }
+        live = home.backcast.registry.deployments.live()
+        assert live is not None
+        assert live.snapshot != before.snapshot
+        assert (live.version, live.delta) == (1, 0)
+        assert client.get("/embeddings/new?version=1").json()["embedding"] == [1.0] * 5
+
     def test_newest_snapshot_of_the_live_version_goes_live(
         self, home: Home, client: TestClient
     ) -> None:
