@@ -82,7 +82,7 @@ def add_drift(home: Home, snapshot: str) -> str:
     backcast.artifacts.write(f"drifts/{name}", {"manifest.json": b"{}"})
     rows = {Entity.ITEM: {"item 1": np.zeros(2, np.float32)}}
     backcast.store.load(name, 2, {Entity.ITEM: 1}, batches(rows))
-    row = {"snapshot": snapshot, "id": name, "targets": [0], "counts": {"item": 1}}
+    row: dict[str, Any] = {"snapshot": snapshot, "id": name, "targets": [0], "counts": {"item": 1}}
     row |= {"folder": f"drifts/{name}", "manifest_sha256": "0", "figures": {}}
     columns = tables.drifts.c
     row |= {c.name: {} for c in columns if c.name == "unsettled"}

@@ -137,12 +137,12 @@ def die_in_load(backcast: Backcast) -> None:
     )
 
 
-def die_at_step(backcast: Backcast, step: str) -> None:
+def die_at_step(backcast: Backcast, point: str) -> None:
     progress = backcast.registry.operations.progress
 
-    def watched(claim: Claim, found: str, fraction: float) -> None:
-        progress(claim, found, fraction)
-        if found == step:
+    def watched(claim: Claim, step: str, fraction: float) -> None:
+        progress(claim, step, fraction)
+        if step == point:
             die()
 
     backcast.registry.operations.progress = watched  # type: ignore[method-assign]
@@ -347,7 +347,7 @@ def test_key_sent_again_finds_the_same_operation(home: Home) -> None:
 # --- owners that sleep ----------------------------------------------------------------------------
 
 
-def accept_and_pause(settings: Settings, step: str) -> None:
+def accept_and_pause(settings: Settings, point: str) -> None:
     """Accept a promotion as a replica does; sleep at a step until somebody wakes this up."""
     with open_backcast(settings) as backcast:
         operations = backcast.registry.operations
@@ -358,14 +358,14 @@ def accept_and_pause(settings: Settings, step: str) -> None:
             with beating:
                 beat(claim)
 
-        def watched(claim: Claim, found: str, fraction: float) -> None:
-            if found == step:
+        def watched(claim: Claim, step: str, fraction: float) -> None:
+            if step == point:
                 with beating:
                     os.kill(os.getpid(), signal.SIGSTOP)
-            progress(claim, found, fraction)
+            progress(claim, step, fraction)
 
         def late(claim: Claim, result: Any) -> None:
-            if step == "end":
+            if point == "end":
                 with beating:
                     os.kill(os.getpid(), signal.SIGSTOP)
             succeed(claim, result)
