@@ -9,6 +9,7 @@ from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, Time
 
 from backcast.errors import RegistryError
 
+_IDLE_STATE = "25P03"  # PostgreSQL ended a transaction whose process slept for too long
 _STATE_LOCK = 0x73746174  # any constant: PostgreSQL's advisory lock of this name
 
 
@@ -68,7 +69,8 @@ def _translated(engine: Engine) -> Iterator[None]:
     except (DatabaseError, InterfaceError) as error:
         # The bare class is what SQLite raises for a file that is no database; its other
         # subclasses, such as IntegrityError, tell of a statement and are the caller's.
-        if type(error) not in {DatabaseError, OperationalError, InterfaceError}:
+        slept = getattr(error.orig, "sqlstate", None) == _IDLE_STATE
+        if not slept and type(error) not in {DatabaseError, OperationalError, InterfaceError}:
             raise
         reason = str(error.orig).strip().partition("\n")[0]
         where = engine.url.render_as_string(hide_password=True)

@@ -14,6 +14,9 @@ from sqlalchemy import Connection, Engine, event, text
 
 CONNECT_S = 3
 STATEMENT_S = 10.0
+IDLE_S = 60.0
+"""How long a process may sleep within a transaction, whose locks others wait for."""
+
 POOL_S = 5.0
 
 
@@ -43,9 +46,10 @@ class PatientConnection(psycopg.Connection[Any]):
 
 def limits_beside(query: Mapping[str, Any]) -> dict[str, Any]:
     """Return the limits that a URL's ``query`` does not set itself, as arguments of ``connect``."""
+    idle = f"-c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}"
     limits = {
         "connect_timeout": CONNECT_S,
-        "options": f"-c statement_timeout={STATEMENT_S * 1000:.0f}",
+        "options": f"-c statement_timeout={STATEMENT_S * 1000:.0f} {idle}",
     }
     return {name: limit for name, limit in limits.items() if name not in query}
 

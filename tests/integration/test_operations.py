@@ -35,7 +35,7 @@ from backcast.lifecycle import (
     upsert,
 )
 from backcast.lifecycle.operations import Watcher, begin, new_owner
-from backcast.registry import OperationDraft, tables
+from backcast.registry import OperationDraft, postgres, tables
 from backcast.registry.snapshots import Snapshots
 from backcast.settings import Settings
 from backcast.vectors import VectorBatch
@@ -435,6 +435,51 @@ def test_owner_that_wakes_up_after_its_operation_has_failed_switches_nothing(hom
     finally:
         process.kill()
         process.join()
+
+
+def accept_and_pause_in_switch(settings: Settings) -> None:
+    postgres.IDLE_S = 1.0
+
+    def pause(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE live"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with open_backcast(settings) as backcast:
+        event.listen(backcast.registry._engine, "after_cursor_execute", pause)
+        engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
+        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+            operator.start(Promote(1, 0), "ann")
+            deadline = time.monotonic() + WAIT_S
+            while operator._running and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+
+def test_owner_that_sleeps_within_a_transaction_of_postgresql_keeps_nobody_waiting(
+    tmp_path: Path, empty_registry: str
+) -> None:
+    with build_home(tmp_path, live=0, database_url=empty_registry) as home:
+        process = SPAWNER.Process(target=accept_and_pause_in_switch, args=(home.settings,))
+        process.start()
+        try:
+            assert process.pid is not None
+            deadline = time.monotonic() + WAIT_S
+            while not stopped(process.pid):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            left = active(home)
+            with replica(home):
+                done = ended(home, left.id)
+            assert done.state is OperationState.SUCCEEDED
+            before = history(home)
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(WAIT_S)
+            assert process.exitcode == 0
+            assert home.backcast.registry.operations.get(left.id) == done
+            assert history(home) == before == [("promote", 1, left.id), ("promote", 0, None)]
+            home.check_served(1)
+        finally:
+            process.kill()
+            process.join()
 
 
 # --- shutdown, clocks, an absent registry ---------------------------------------------------------
