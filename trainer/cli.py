@@ -1,4 +1,4 @@
-"""Commands of the trainer: data, train, publish, methods, benchmark, demo."""
+"""Commands of the trainer: data, train, publish, infer, methods, benchmark, demo."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -324,6 +324,69 @@ def publish(
         if unseen:
             say(f"{unseen} items have no interaction until then and get no vector.")
         say(f"Next: backcast promote {version}")
+
+
+@app.command(epilog="Example: backcast infer --data shop --upsert")
+def infer(
+    data: Annotated[Path, typer.Option(help="Data set folder.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file to write, as `backcast upsert` reads it."),
+    ] = None,
+    upsert: Annotated[bool, typer.Option("--upsert", help="Put the vectors at once.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All users and items, not only new ones.")
+    ] = False,
+    until: Annotated[str, typer.Option(help=f"Use interactions until here: {UNTIL}.")] = "1.0",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute vectors of new users and items with the live version's model, without training."""
+    import getpass
+
+    from backcast.errors import InvalidInput
+    from backcast.lifecycle import open_backcast, upsert_batches
+    from backcast.settings import Settings
+    from backcast.vector_files import write_vector_file
+    from trainer.data.dataset import Dataset, resolve_until
+    from trainer.inference import infer as run
+    from trainer.inference import only_new
+
+    if out is None and not upsert:
+        raise InvalidInput("Say where the vectors go: --out FILE, --upsert, or both.")
+    settings = Settings.load()
+    dataset = Dataset.read(data)
+    with open_backcast(settings) as backcast:
+        inferred = run(
+            backcast,
+            dataset,
+            until=resolve_until(dataset, until),
+            device=device or settings.device,
+        )
+        if not everything:
+            inferred = only_new(backcast, inferred)
+        if out is not None:
+            write_vector_file(out, inferred.dim, inferred.batches, {"version": inferred.version})
+        live = None
+        if upsert and inferred.batches:
+            live = upsert_batches(
+                backcast,
+                inferred.batches,
+                actor=f"cli:{getpass.getuser()}",
+                most_changed=settings.max_changed,
+                expected_live=inferred.version,
+            )
+    snapshot = None if live is None else f"{live.snapshot}.{live.delta}"
+    if as_json:
+        document = {"version": inferred.version, "vectors": inferred.counts, "snapshot": snapshot}
+        print_json({**document, "out": None if out is None else str(out)})
+        return
+    counts = ", ".join(f"{n} {entity}s" for entity, n in inferred.counts.items()) or "none"
+    say(f"Vectors of version {inferred.version}: {counts}.")
+    if out is not None:
+        say(f"Written to {out}." if upsert else f"Next: backcast upsert {out}")
+    if snapshot is not None:
+        say(f"Put: {snapshot} is live.")
 
 
 @app.command(epilog="Example: backcast demo --data shop --epochs 40")

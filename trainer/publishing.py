@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from backcast.artifacts import Artifacts
 from backcast.devices import choose_device
-from backcast.lifecycle import publish
+from backcast.lifecycle import Base, publish
 from backcast.registry import Registry
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, SnapshotRecord
@@ -36,6 +36,7 @@ def publish_version(
     Users and items that training never saw get vectors too: the model needs their edges and
     attributes only. Attribute values that it does not know are ignored and counted.
     """
+    base = Base.now(registry)  # what is put from here on is newer than the vectors
     known = registry.versions.get(version)
     archived = load_model(artifacts, known)
     graph, users, items = run_model(archived, dataset, until, device)
@@ -51,7 +52,8 @@ def publish_version(
                 done += len(batch.ids)
                 on_rows(done)
 
-    return publish(registry, artifacts, version, batches(), _details(dataset, until, graph))
+    details = _details(dataset, until, graph)
+    return publish(registry, artifacts, version, batches(), details, base=base)
 
 
 def run_model(

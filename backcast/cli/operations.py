@@ -20,6 +20,7 @@ from backcast.lifecycle import (
     Rollback,
     collect,
     collect_litter,
+    compact,
     open_backcast,
     plan_collection,
     plan_litter,
@@ -140,13 +141,20 @@ def refresh_command(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the gates and change nothing.")] = False,
+    compacted: Annotated[
+        bool, typer.Option("--compact", help="First write what is live, changes and all.")
+    ] = False,
     expected_live: ExpectedLive = None,
     reason: Annotated[str | None, typer.Option(help="Why; kept with the deployment.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the newest snapshot of the live version live."""
+    if dry_run and compacted:
+        raise InvalidInput("--compact writes a snapshot, --dry-run changes nothing: give one.")
     settings = Settings.load()
     with open_backcast(settings) as backcast:
+        if compacted:
+            _compact(backcast, expected_live)
         live = backcast.registry.deployments.live()
         if live is None:
             raise Conflict("Nothing is live, so nothing can be refreshed; promote a version first.")
@@ -161,6 +169,18 @@ def refresh_command(
             raise typer.Exit(0 if plan.passed else 1)
         outcome = perform(backcast, settings, order, f"refreshing version {version}")
         print_outcome(outcome, as_json)
+
+
+def _compact(backcast: Backcast, expected_live: int | None) -> None:
+    with (
+        interruptible("Interrupted; what was live is live."),
+        progress("compacting", 100) as advance,
+    ):
+        compact(
+            backcast,
+            expected_live=expected_live,
+            report=lambda step, fraction: advance(round(100 * fraction), step),
+        )
 
 
 def print_plan(plan: Mapping[str, Any], as_json: bool) -> None:

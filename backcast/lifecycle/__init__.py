@@ -15,6 +15,7 @@ from backcast.lifecycle.collecting import (
     plan_litter,
     sweep,
 )
+from backcast.lifecycle.exporting import Exported, count_exported, export
 from backcast.lifecycle.loading import load_snapshot
 from backcast.lifecycle.operations import run_order
 from backcast.lifecycle.orders import Order, Promote, Refresh, Rollback
@@ -43,6 +44,7 @@ __all__ = [
     "Doomed",
     "ErasureReport",
     "Expected",
+    "Exported",
     "Gate",
     "Holder",
     "Order",
@@ -57,8 +59,10 @@ __all__ = [
     "collect",
     "collect_litter",
     "compact",
+    "count_exported",
     "deprecate",
     "erase",
+    "export",
     "find_candidate",
     "load_snapshot",
     "open_backcast",
