@@ -96,7 +96,7 @@ def _batch(path: Path, entity: Entity, table: pa.Table) -> VectorBatch:
     return VectorBatch(entity, ids, _matrix(path, table.column("vector")))
 
 
-def _matrix(path: Path, column: pa.ChunkedArray) -> NDArray[np.float64]:
+def _matrix(path: Path, column: pa.ChunkedArray) -> NDArray[np.float32]:
     kind = column.type
     is_list = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
     if not any(test(kind) for test in is_list) or not pa.types.is_floating(kind.value_type):
@@ -107,7 +107,7 @@ def _matrix(path: Path, column: pa.ChunkedArray) -> NDArray[np.float64]:
     numbers = pc.list_flatten(column)
     if numbers.null_count:
         raise InvalidInput(f"{path}: a number in column vector is null.")
-    flat = numbers.cast(pa.float64()).to_numpy()
+    flat: NDArray[np.float32] = numbers.cast(pa.float32()).to_numpy()
     return flat.reshape(len(column), lengths[0] if lengths else 0)
 
 

@@ -1,7 +1,6 @@
 """What still holds an erased id, and when that goes."""
 
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -111,29 +110,29 @@ def _fate(
 
 
 def _in_snapshot(
-    backcast: Backcast, record: SnapshotRecord, entity: Entity, ids: AbstractSet[str]
-) -> tuple[tuple[str, ...], AbstractSet[str]]:
+    backcast: Backcast, record: SnapshotRecord, entity: Entity, ids: frozenset[str]
+) -> tuple[tuple[str, ...], frozenset[str]]:
     wanted = sorted(ids)
     try:
         stored = backcast.store.open(record.id).gather(entity, wanted).found
     except SnapshotNotLoaded:
         pass
     else:
-        known = {id for id, is_there in zip(wanted, stored, strict=True) if is_there}
+        known = frozenset(id for id, there in zip(wanted, stored, strict=True) if there)
         return ("artifacts", "store"), known
     listed = read_ids(backcast.artifacts, record, entity)
-    return ("artifacts",), {id for some in listed for id in ids.intersection(some)}
+    return ("artifacts",), frozenset(id for some in listed for id in ids.intersection(some))
 
 
 def _in_deltas(
-    backcast: Backcast, record: SnapshotRecord, entity: Entity, ids: AbstractSet[str]
-) -> tuple[tuple[str, ...], AbstractSet[str]]:
+    backcast: Backcast, record: SnapshotRecord, entity: Entity, ids: frozenset[str]
+) -> tuple[tuple[str, ...], frozenset[str]]:
     upserts: Iterable[Sequence[str]] = (
         read_delta(backcast.artifacts, delta).ids
         for delta in backcast.registry.deltas.of(record.id)
         if delta.kind is DeltaKind.UPSERT and delta.entity is entity
     )
-    return ("artifacts",), {id for some in upserts for id in ids.intersection(some)}
+    return ("artifacts",), frozenset(id for some in upserts for id in ids.intersection(some))
 
 
 def _dataset(folder: str) -> Holder:

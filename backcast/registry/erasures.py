@@ -32,7 +32,9 @@ class Erased:
     def covers(self, entity: Entity, id: str) -> bool:
         """Return whether an id is left out."""
         digests = self.digests.get(entity)
-        return bool(digests) and digest_of(id) in digests
+        if not digests:
+            return False  # as a rule: nothing is hashed
+        return digest_of(id) in digests
 
 
 def digest_of(id: str) -> str:

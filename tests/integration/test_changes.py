@@ -162,7 +162,14 @@ class TestUpsert:
 
     def test_nothing_is_live(self, tmp_path: Path) -> None:
         with build_home(tmp_path, (4,)) as home, pytest.raises(Conflict, match="Nothing is live"):
-            upsert(home.backcast, Entity.ITEM, ["a"], np.ones((1, 4)), actor="ann", most_changed=1)
+            upsert(
+                home.backcast,
+                Entity.ITEM,
+                ["a"],
+                np.ones((1, 4), np.float32),
+                actor="ann",
+                most_changed=1,
+            )
 
     def test_those_of_many_writers_are_all_kept(self, home: Home) -> None:
         barrier = threading.Barrier(6)

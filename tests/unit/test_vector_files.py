@@ -84,7 +84,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_file_that_cannot_be_finished_leaves_the_older_one(tmp_path: Path) -> None:
     path = tmp_path / "file.parquet"
     path.write_bytes(b"an older one")
-    batches = [VectorBatch(Entity.USER, ["a"], np.ones((1, n))) for n in (2, 3)]
+    batches = [VectorBatch(Entity.USER, ["a"], np.ones((1, n), np.float32)) for n in (2, 3)]
     with pytest.raises(DimensionMismatch, match="expected 2, got 3"):
         write_vector_file(path, 2, batches, {})
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

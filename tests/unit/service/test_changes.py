@@ -110,7 +110,7 @@ def test_changed_ids_are_the_arithmetic_in_every_version_and_format(
     kept = [0, 2, 3, 4, 5]
     assert_served(rows[kept], home, [ids[at] for at in kept], target, live=2)
     for entity, id in ((Entity.ITEM, "new"), (Entity.ITEM, "item 4"), (Entity.USER, SHARED_ID)):
-        query = {"version": target, "entity": str(entity)}
+        query = {"version": f"{target}", "entity": str(entity)}
         one = client.get(f"/embeddings/{id}", params=query, headers=accept)
         assert_served(read_rows(one), home, [id], target, entity, live=2)
     gone = client.get("/embeddings/item 3", params={"version": target}, headers=accept)
@@ -122,7 +122,7 @@ def test_arrow_stream_is_put(home: Home, client: TestClient) -> None:
     users = home.vectors[2][Entity.USER]
     users.update(zip(["user 0", "new"], vectors, strict=True))
     content = arrow(["user 0", "new"], fixed(vectors))
-    query = {"entity": "user", "expected_live": 2}
+    query = {"entity": "user", "expected_live": "2"}
     response = client.put(URL, content=content, headers=ARROW, params=query)
     assert (response.json()["upserted"], response.json()["entity"]) == (2, "user")
     answer = client.post(

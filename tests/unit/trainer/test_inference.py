@@ -97,7 +97,8 @@ def test_what_was_put_is_not_new_and_what_was_erased_is_not_made(
     workshop: Workshop, backcast: Backcast
 ) -> None:
     known, (first, second, *rest) = later(workshop)[Entity.ITEM], later(workshop)[Entity.USER]
-    upsert(backcast, Entity.USER, [first], np.ones((1, 10)), actor="ann", most_changed=9)
+    ones = np.ones((1, 10), np.float32)
+    upsert(backcast, Entity.USER, [first], ones, actor="ann", most_changed=9)
     old = workshop.dataset.user_ids[0]
     erase(backcast, Entity.USER, [second, old], actor="ann", grace=timedelta(0))
     inferred = infer(backcast, workshop.dataset, until=LAST_SECOND, device="cpu")
