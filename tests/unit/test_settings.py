@@ -18,6 +18,7 @@ SET: dict[str, tuple[str, Any]] = {
     "store_precision": ("bfloat16", "bfloat16"),
     "device": ("cuda", "cuda"),
     "max_batch": ("77", 77),
+    "max_changed": ("500", 500),
     "reads": ("open", "open"),
     "grace_seconds": ("1.5", 1.5),
     "poll_seconds": ("0.25", 0.25),
