@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,8 @@ def read_delta(artifacts: Artifacts, record: DeltaRecord) -> Delta:
     return Delta(record.entity, ids, vectors)
 
 
+_UNCHANGED = (-1, -1)  # known by its identity
+
 Place = tuple[int, int] | None
 """Where the vector of a changed id lies: the number of the delta and the row; None: erased."""
 
@@ -150,11 +153,16 @@ class Changes:
         known = self.places.get(entity)
         if not known:
             return
-        for row, id in enumerate(ids):
-            if id in known:
-                place = known[id]
-                gathered.vectors[row] = 0 if place is None else self._vector(place)
-                gathered.found[row] = place is not None
+        changed: dict[int | None, tuple[list[int], list[int]]] = {}  # by delta: rows, and its rows
+        for row, place in enumerate(map(known.get, ids, repeat(_UNCHANGED))):
+            if place is not _UNCHANGED:
+                number, at = place or (None, 0)
+                rows, places = changed.setdefault(number, ([], []))
+                rows.append(row)
+                places.append(at)
+        for number, (rows, places) in changed.items():
+            gathered.vectors[rows] = 0 if number is None else self.vectors[number][places]
+            gathered.found[rows] = number is not None
 
     def _vector(self, place: Place) -> NDArray[np.float32]:
         assert place is not None
