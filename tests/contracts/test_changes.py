@@ -8,9 +8,10 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, select
 
 from backcast.errors import UnknownSnapshot
-from backcast.registry import Erased, Registry, StateMoved, digest_of, open_registry
+from backcast.registry import Erased, Registry, StateMoved, digest_of, open_registry, tables
 from backcast.registry.database import utc_now
 from backcast.settings import Settings
 from backcast.versions import DeltaDraft, DeltaKind, Entity, Live, SnapshotRecord
@@ -183,6 +184,23 @@ class TestErasures:
         assert registry.snapshots.details("s2") == {"dataset": "shop"}
         assert [d.file for d in registry.deltas.of("s2")] == [end.file]
         assert registry.snapshots.datasets() == ["shop", "tests"]
+
+    def test_erased_ids_are_named_in_no_diff(self, registry: Registry) -> None:
+        def figures(item: str) -> dict[str, Any]:
+            kinds = {
+                "item": {"most_changed": [{"id": item, "length": 1.5}, {"id": "c", "length": 1}]},
+                "user": {"most_changed": [{"id": "a", "length": 2.5}]},
+            }
+            return {"gain": 1.0, "entities": kinds, "ids": {"item": {"lost_ids": [item, "d"]}}}
+
+        about = {"version": 1, "snapshot": "s1", "baseline_snapshot": "s0", "created_at": utc_now()}
+        rows = [{**about, "target": n, "figures": figures(id)} for n, id in enumerate("ab")]
+        with registry._engine.begin() as connection:
+            connection.execute(insert(tables.diffs), rows)
+        erase(registry, A)
+        with registry._engine.begin() as connection:
+            found = connection.scalars(select(tables.diffs.c.figures).order_by("target")).all()
+        assert found == [figures("(erased)"), figures("b")]
 
     def test_erasures_beside_registrations_reach_all_of_them(self, registry: Registry) -> None:
         barrier = Barrier(4)

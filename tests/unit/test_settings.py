@@ -26,7 +26,6 @@ SET: dict[str, tuple[str, Any]] = {
     "key_outage_seconds": ("60", 60.0),
     "usage_seconds": ("0.5", 0.5),
     "retire_idle_days": ("30", 30.0),
-    "max_changed": ("500", 500),
     "operation_timeout": ("2.5", 2.5),
     "keep_models": ("fit", "fit"),
     "url": ("https://vectors.example", "https://vectors.example"),

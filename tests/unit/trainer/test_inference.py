@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backcast.changes import ChangedSnapshot, read_changes
 from backcast.errors import ArtifactMissing, Conflict
-from backcast.lifecycle import Backcast, erase, open_backcast, promote, upsert
+from backcast.lifecycle import Backcast, erase, open_backcast, promote, refresh, upsert
 from backcast.versions import Entity
 from tests.trainer_support import Workshop, open_workshop
 from tests.unit.test_cli import Shell
@@ -193,3 +193,22 @@ def test_file_of_a_version_that_is_not_live_any_more_is_refused(
     refused = shell("upsert", "new.parquet")
     assert refused.code == 1
     assert "of version 1, live is version 0" in refused.log
+
+
+def test_what_is_put_while_the_model_runs_is_newer_than_its_vectors(
+    workshop: Workshop, backcast: Backcast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, real = workshop.dataset.user_ids[0], run_model
+
+    def run_and_put(*arguments: Any) -> Any:
+        made = real(*arguments)
+        ones = np.ones((1, 10), np.float32)
+        upsert(backcast, Entity.USER, [put], ones, actor="ann", most_changed=9)
+        return made
+
+    monkeypatch.setattr("trainer.publishing.run_model", run_and_put)
+    publish_version(
+        workshop.registry, workshop.artifacts, 1, workshop.dataset, until=LAST_SECOND, device="cpu"
+    )
+    refresh(backcast, actor="ann")
+    assert served(backcast, Entity.USER, [put]).tolist() == [[1.0] * 10]
