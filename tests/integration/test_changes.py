@@ -20,6 +20,7 @@ from backcast.errors import (
     PromotionConflict,
 )
 from backcast.lifecycle import ErasureReport, compact, erase, publish, refresh, sweep, upsert
+from backcast.lifecycle.carrying import switch_carrying
 from backcast.registry import Switch
 from backcast.snapshots import read_ids
 from backcast.stores import Precision
@@ -331,9 +332,8 @@ class TestRefresh:
         last = home.publish(1, seed=6)  # knows first, second and item 0
         newest = home.vectors[1][Entity.ITEM]
         between = home.backcast.registry.snapshots.undeleted()[-2].id
-        home.backcast.registry.deployments.switch(
-            Switch("refresh", live(home), 1, between, actor="ann")
-        )
+        switch_carrying(home.backcast, Switch("refresh", live(home), 1, between, actor="ann"))
+        assert live(home).delta == 1
         third = put(home, ["third"], seed=3)
         refresh(home.backcast, actor="ann")
         assert live(home).snapshot == last.id
