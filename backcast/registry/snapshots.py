@@ -1,10 +1,10 @@
 """Published snapshots."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from backcast.errors import UnknownSnapshot
 from backcast.registry import tables
@@ -30,7 +30,8 @@ class Snapshots:
     ) -> None:
         """Write a snapshot whose files are already durable, and the first deltas on it.
 
-        ``erased`` is what they leave out, or was thought of in ``drafts``.
+        It is the newest of its version from then on, whatever the clocks of those who wrote the
+        others said. ``erased`` is what they leave out, or was thought of in ``drafts``.
 
         Raises:
             StateMoved: there is a later erasure; nothing was written.
@@ -41,6 +42,7 @@ class Snapshots:
             take_turn(connection)
             if erased is not None and last_erasure(connection) > erased.number:
                 raise StateMoved
+            values["created_at"] = _after_all_others(connection, record)
             connection.execute(insert(tables.snapshots).values(**values, details=dict(details)))
             append_deltas(connection, record.id, record.head, drafts)
 
@@ -126,6 +128,15 @@ class Snapshots:
                 .where(tables.snapshots.c.id == id)
                 .values(deleted_at=utc_now())
             )
+
+
+def _after_all_others(connection: Connection, record: SnapshotRecord) -> datetime:
+    moments = tables.snapshots.c.created_at
+    others = select(func.max(moments)).where(tables.snapshots.c.version == record.version)
+    newest: datetime | None = connection.scalar(others)
+    if newest is None or newest < record.created_at:
+        return record.created_at
+    return newest + timedelta(microseconds=1)
 
 
 _FIELDS = tuple(SnapshotRecord.__dataclass_fields__)

@@ -3,6 +3,7 @@
 Processes that are killed are in test_kill.py, a Redis that goes away under reads in test_redis.py.
 """
 
+import os
 import resource
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,16 +21,22 @@ import httpx2
 import numpy as np
 import pytest
 from redis import Redis
+from sqlalchemy import Engine, text
 from starlette.testclient import TestClient
 
 from backcast.changes import Delta, write_delta
 from backcast.errors import ArtifactUnwritable, RegistryError
 from backcast.lifecycle import sweep
-from backcast.versions import Entity, Live
+from backcast.registry import database
+from backcast.registry.database import utc_now
+from backcast.registry.schema import downgrade, make_engine, upgrade
+from backcast.registry.tables import SCHEMA_REVISION
+from backcast.versions import Entity, Live, Scope
 from benchmarks.soak_replicas import Replica, replica_environment
 from tests import servers
 from tests.service_support import assert_served, bearer, client_of, read_rows, secret_of
 from tests.support import Home, build_home, check_books
+from tests.trainer_support import synthetic
 
 PROBLEM = "urn:backcast:problem:"
 WAIT_S = 60
@@ -72,7 +79,7 @@ def eventually(act: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def order(client: TestClient, version: int, expected: int) -> dict[str, Any]:
+def order(client: TestClient | httpx2.Client, version: int, expected: int) -> dict[str, Any]:
     """Promote over HTTP and return the operation when it has ended."""
     path, body = f"/admin/versions/{version}/promote", {"expected_live": expected}
     response = client.post(path, json=body)
@@ -80,7 +87,7 @@ def order(client: TestClient, version: int, expected: int) -> dict[str, Any]:
     return followed(client, response.json()["id"])
 
 
-def followed(client: TestClient, operation: str) -> dict[str, Any]:
+def followed(client: TestClient | httpx2.Client, operation: str) -> dict[str, Any]:
     deadline = time.monotonic() + WAIT_S
     while True:
         found = client.get(f"/admin/operations/{operation}")
@@ -491,3 +498,138 @@ class TestOldPointer:
         served = int(answer.headers["Backcast-Live-Version"])
         assert_served(read_rows(answer), home, ids, 0, live=served)
         return served
+
+
+SKEWED = """
+import datetime, os
+import backcast.registry.database as database
+class Skewed(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        skew = datetime.timedelta(seconds=float(os.environ["SKEW_SECONDS"]))
+        return datetime.datetime.now(tz) + skew
+database.datetime = Skewed
+"""
+"""A module that Python imports before all others, where it finds it."""
+
+
+@contextmanager
+def clock_off_by(seconds: float) -> Iterator[None]:
+    """Let the clock of this process be wrong."""
+
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(seconds=seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "datetime", Skewed)
+        yield
+
+
+class TestClocks:
+    """Hosts whose clocks differ agree all the same on what is live, newest, and due."""
+
+    def test_replicas_an_hour_apart_follow_each_other(
+        self, tmp_path: Path, empty_registry: str, empty_redis: str
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(SKEWED)
+        with build_home(
+            tmp_path / "home", live=0, database_url=empty_registry, store_url=empty_redis
+        ) as home:
+            secret = bearer(secret_of(home, Scope.ADMIN))
+            path = f"{tmp_path}{os.pathsep}{replica_environment(home.settings)['PYTHONPATH']}"
+            with ExitStack() as stack:
+                running = [
+                    stack.enter_context(
+                        replicas(home, tmp_path, 1, PYTHONPATH=path, SKEW_SECONDS=skew)
+                    )[0]
+                    for skew in ("-1800", "1800")
+                ]
+                https = [
+                    stack.enter_context(
+                        httpx2.Client(base_url=replica.url, headers=secret, timeout=30)
+                    )
+                    for replica in running
+                ]
+                for version, http in ((1, https[0]), (2, https[1])):
+                    assert order(http, version, version - 1)["state"] == "succeeded"
+                    for other in https:
+                        eventually(lambda: check_answers(other, home, live=version))  # noqa: B023
+                written = home.backcast.registry.deployments.history()[0]["created_at"]
+                assert written > utc_now() + timedelta(seconds=1500)  # the clocks did differ
+            check_books(home)
+
+    @pytest.mark.parametrize("skew", [-7200, 7200])
+    def test_later_snapshot_is_the_newest_whoever_wrote_it(
+        self, tmp_path: Path, backends: dict[str, Any], skew: int
+    ) -> None:
+        with build_home(tmp_path, live=0, **backends) as home:
+            with clock_off_by(skew):
+                home.publish(1, seed=1)
+            newest = home.publish(1, seed=2)
+            assert home.promote(1) == newest.id
+            home.check_served(1)
+            with clock_off_by(skew):
+                newest = home.publish(1, seed=3)
+                assert home.promote(1) == newest.id
+            home.check_served(1)
+            check_books(home)
+
+
+class TestSchema:
+    """Code and schema of different releases refuse each other, and say which command helps."""
+
+    @pytest.fixture
+    def home(self, tmp_path: Path, backends: dict[str, Any]) -> Iterator[Home]:
+        with build_home(tmp_path, live=0, **backends) as home:
+            yield home
+
+    @pytest.fixture
+    def engine(self, home: Home) -> Iterator[Engine]:
+        engine = make_engine(home.settings.registry_url)
+        yield engine
+        engine.dispose()
+
+    def test_older_schema_is_upgraded_by_the_command_that_is_named(
+        self, home: Home, engine: Engine, tmp_path: Path
+    ) -> None:
+        data = synthetic(tmp_path / "data").folder
+        downgrade(engine, "0001")
+        try:
+            self.check_refused(home, "0001", "serve", "--port", "1")
+            self.check_refused(home, "0001", "promote", "1")
+            self.check_refused(home, "0001", "train", "--data", str(data), "--until", "0.5")
+            ended = backcast(home, "db", "upgrade")
+            assert (ended.returncode, ended.stderr) == (0, "")
+        finally:
+            upgrade(engine)
+        ended = backcast(home, "promote", "1")
+        assert ended.returncode == 0, ended.stderr
+        home.check_served(1)
+        check_books(home)
+
+    def test_newer_schema_is_left_alone(self, home: Home, engine: Engine) -> None:
+        self.set_revision(engine, "9999")
+        try:
+            self.check_refused(home, "9999", "serve", "--port", "1")
+            self.check_refused(home, "9999", "promote", "1")
+            ended = backcast(home, "db", "upgrade")
+            assert (ended.returncode, ended.stdout) == (1, "")
+            assert "9999" in ended.stderr
+        finally:
+            self.set_revision(engine, SCHEMA_REVISION)
+        home.check_served(0)
+        check_books(home)
+
+    def check_refused(self, home: Home, found: str, *arguments: str) -> None:
+        ended = backcast(home, *arguments)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr == (
+            f"error: The registry's schema is {found}, this release needs {SCHEMA_REVISION}. "
+            "Run `backcast db upgrade`, or install the release that made it.\n"
+        )
+
+    def set_revision(self, engine: Engine, revision: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
