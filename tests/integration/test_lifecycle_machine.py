@@ -1,0 +1,342 @@
+"""The whole life of versions, in any order that hypothesis can think of, against a model of it."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from numpy.typing import NDArray
+
+from backcast.errors import (
+    BackcastError,
+    Conflict,
+    NothingPublished,
+    NotReady,
+    PromotionConflict,
+    UnknownVersion,
+    VersionNotPromoted,
+    VersionOffChain,
+    VersionRetired,
+)
+from backcast.lifecycle import erase, promote, publish, sweep, upsert
+from backcast.versions import Entity
+from service.engine import Engine
+from tests.service_support import assert_served, engine_of
+from tests.support import Home, batches, build_home, check_books
+
+Row = NDArray[np.float32]
+Id = tuple[Entity, str]
+
+IDS: list[Id] = [(Entity.ITEM, id) for id in "abcde"] + [(Entity.USER, id) for id in "xy"]
+NEW_IDS: list[Id] = [(Entity.ITEM, "new"), (Entity.USER, "newer")]
+NOBODY = "nobody"
+MOST_VERSIONS = 5
+
+
+@dataclass
+class ModelSnapshot:
+    """What a snapshot holds, its changes included.
+
+    Attributes:
+        begun: when it was published, on the model's own clock.
+        put: when each id was put whose vector comes from an upsert.
+        changed: the ids that were put on this very snapshot.
+    """
+
+    version: int
+    begun: int
+    rows: dict[Id, Row]
+    put: dict[Id, int] = field(default_factory=dict)
+    changed: set[Id] = field(default_factory=set)
+    deleted: bool = False
+    superseded: bool = False
+
+    def erase(self, id: Id) -> None:
+        self.rows.pop(id, None)
+        self.put.pop(id, None)
+        self.changed.discard(id)
+
+    def take(self, id: Id, other: "ModelSnapshot") -> None:
+        """Hold the vector that another snapshot was given."""
+        self.rows[id], self.put[id] = other.rows[id], other.put[id]
+
+
+@dataclass
+class Model:
+    """What the documentation promises, as plain dictionaries."""
+
+    parents: dict[int, int | None] = field(default_factory=dict)
+    states: dict[int, str] = field(default_factory=dict)
+    snapshots: dict[str, ModelSnapshot] = field(default_factory=dict)
+    latest: dict[int, str] = field(default_factory=dict)
+    live: str | None = None
+    erased: set[Id] = field(default_factory=set)
+    clock: int = 0
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def publish(self, snapshot: str, version: int, rows: dict[Id, Row]) -> None:
+        """Add a snapshot: without the erased, with what was put on the live one if that lacks."""
+        kept = {id: row for id, row in rows.items() if id not in self.erased}
+        new = ModelSnapshot(version, self.tick(), kept)
+        if self.live is not None and self.now().version == version:
+            for id in self.now().changed - set(rows):
+                new.take(id, self.now())
+        self.snapshots[snapshot] = new
+        self.latest[version] = snapshot
+
+    def upsert(self, rows: dict[Id, Row]) -> None:
+        now, moment = self.now(), self.tick()
+        now.rows.update(rows)
+        now.put.update(dict.fromkeys(rows, moment))
+        now.changed.update(rows)
+        self.erased -= set(rows)
+
+    def erase(self, ids: set[Id]) -> None:
+        self.erased |= ids
+        for found in self.snapshots.values():
+            for id in ids:
+                found.erase(id)
+
+    def chain(self, version: int) -> list[int]:
+        parent = self.parents[version]
+        return [version, *([] if parent is None else self.chain(parent))]
+
+    def now(self) -> ModelSnapshot:
+        assert self.live is not None
+        return self.snapshots[self.live]
+
+    def switch(self, snapshot: str) -> None:
+        """Make a snapshot live."""
+        before, after = self.live, self.snapshots[snapshot]
+        chain = self.chain(after.version)
+        for older in chain[1:]:
+            if self.states[older] != "retired":
+                self.states[older] = "superseded"
+        if before is not None:
+            left = self.snapshots[before]
+            if left.version == after.version:
+                for id, moment in left.put.items():
+                    if moment > after.begun and after.put.get(id) != moment:
+                        after.take(id, left)
+                        after.changed.add(id)
+            left.superseded = before != snapshot
+            if left.version not in chain:
+                self.states[left.version] = "rolled_back"
+        for other, found in self.snapshots.items():
+            if found.version == after.version and other != snapshot:
+                found.superseded = True  # older than the newest, which goes live
+        self.states[after.version] = "live"
+        after.superseded = False
+        self.live = snapshot
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Every rule acts on a real place and on the model; the engine serves what the model says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        folder = Path(self.stack.enter_context(TemporaryDirectory()))
+        self.home: Home = self.stack.enter_context(build_home(folder, ()))
+        self.engine: Engine = engine_of(self.home)
+        self.model = Model()
+        self.seed = 0
+
+    def teardown(self) -> None:
+        check_books(self.home)
+        self.stack.close()
+
+    def vectors(self, version: int, ids: list[Id]) -> dict[Id, Row]:
+        self.seed += 1
+        dim = self.home.dims[version]
+        rows = np.random.default_rng(self.seed).standard_normal((len(ids), dim), np.float32)
+        return dict(zip(ids, rows, strict=True))
+
+    def act(self, act: Any, *expected: type[BackcastError]) -> Any:
+        """Do something that must raise the expected error, or none; return what it returns."""
+        if not expected:
+            return act()
+        try:
+            act()
+        except expected:
+            return None
+        raise AssertionError(f"none of {expected}")
+
+    # Rules.
+
+    @initialize()
+    def first(self) -> None:
+        self.register(None, 5)
+        self.publish_some(0, frozenset(IDS))
+
+    def register(self, parent: int | None, dim: int) -> None:
+        version = self.home.register(dim, parent=parent, bias=True).number
+        self.model.parents[version] = parent
+        self.model.states[version] = "registered"
+
+    @precondition(lambda self: len(self.model.parents) < MOST_VERSIONS)
+    @rule(data=st.data(), dim=st.integers(3, 7))
+    def register_next(self, data: st.DataObject, dim: int) -> None:
+        self.register(data.draw(st.sampled_from(sorted(self.model.parents))), dim)
+
+    @rule(data=st.data(), left_out=st.sets(st.sampled_from(IDS), max_size=2))
+    def publish_any(self, data: st.DataObject, left_out: set[Id]) -> None:
+        version = data.draw(st.sampled_from(sorted(self.model.parents)))
+        self.publish_some(version, frozenset(IDS) - left_out)
+
+    def publish_some(self, version: int, ids: frozenset[Id]) -> None:
+        rows = self.vectors(version, sorted(ids))
+        backcast = self.home.backcast
+        by_entity = {
+            entity: {id: row for (kind, id), row in rows.items() if kind is entity}
+            for entity in Entity
+        }
+        given = batches({entity: found for entity, found in by_entity.items() if found})
+        record = publish(backcast.registry, backcast.artifacts, version, given, {})
+        self.model.publish(record.id, version, rows)
+
+    @rule(data=st.data())
+    def promote_any(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from([*sorted(self.model.parents), 99]))
+        force = data.draw(st.booleans())
+        options: dict[str, Any] = {"force": True, "reason": "drawn"} if force else {}
+        made = self.act(
+            lambda: promote(self.home.backcast, version, actor="machine", **options),
+            *self.why_not(version, force),
+        )
+        if made is not None:
+            self.model.switch(made.live.snapshot)
+            assert self.model.latest[version] == self.model.live
+
+    def why_not(self, version: int, force: bool) -> list[type[BackcastError]]:
+        if version not in self.model.parents:
+            return [UnknownVersion]
+        snapshot = self.model.latest.get(version)
+        if snapshot is None or self.model.snapshots[snapshot].deleted:
+            return [NothingPublished]
+        if snapshot == self.model.live:
+            return [PromotionConflict]
+        live = None if self.model.live is None else self.model.now().version
+        leaves = live is not None and live not in self.model.chain(version)
+        return [Conflict] if leaves and not force else []
+
+    @precondition(lambda self: self.model.live is not None)
+    @rule(ids=st.sets(st.sampled_from([*IDS, *NEW_IDS]), min_size=1, max_size=3))
+    def upsert_some(self, ids: set[Id]) -> None:
+        rows = self.vectors(self.model.now().version, sorted(ids))
+        for entity in Entity:
+            found = {id: row for (kind, id), row in rows.items() if kind is entity}
+            if found:
+                upsert(
+                    self.home.backcast,
+                    entity,
+                    list(found),
+                    np.stack(list(found.values())),
+                    actor="machine",
+                    most_changed=1_000,
+                )
+        self.model.upsert(rows)
+
+    @rule(ids=st.sets(st.sampled_from([*IDS, *NEW_IDS]), min_size=1, max_size=2))
+    def erase_some(self, ids: set[Id]) -> None:
+        for entity in Entity:
+            found = sorted(id for kind, id in ids if kind is entity)
+            if found:
+                erase(self.home.backcast, entity, found, actor="machine", grace=timedelta(hours=1))
+        self.model.erase(ids)
+
+    @rule()
+    def sweep_at_once(self) -> None:
+        doomed = {
+            id
+            for id, found in self.model.snapshots.items()
+            if found.superseded and not found.deleted
+        }
+        assert set(sweep(self.home.backcast, timedelta(0))) == doomed
+        for id in doomed:
+            self.model.snapshots[id].deleted = True
+
+    @rule()
+    def sweep_within_grace(self) -> None:
+        assert sweep(self.home.backcast, timedelta(hours=1)) == []
+
+    @rule()
+    def restart(self) -> None:
+        """Another replica sees the same."""
+        self.engine = engine_of(self.home)
+
+    # What must hold after each of them.
+
+    @invariant()
+    def every_version_answers_as_it_should(self) -> None:
+        self.engine.refresh()
+        if self.model.live is None:
+            self.act(self.engine.current, NotReady)
+            return
+        snapshot = self.engine.current()
+        assert snapshot.live.snapshot == self.model.live
+        live = self.model.now().version
+        chain = self.model.chain(live)
+        for version in [*self.model.parents, 99]:
+            self.act(lambda: snapshot.resolve(version), *self.error_of(version, live))  # noqa: B023
+        assert list(snapshot.servable) == sorted(
+            j for j in chain if self.model.states[j] != "retired"
+        )
+        for version in snapshot.servable:
+            self.check_vectors(version, live)
+
+    def error_of(self, version: int, live: int) -> list[type[BackcastError]]:
+        state = self.model.states.get(version)
+        if state is None:
+            return [UnknownVersion]
+        if state == "retired":
+            return [VersionRetired]
+        if version in self.model.chain(live):
+            return []
+        if state == "registered" and version > live:
+            return [VersionNotPromoted]
+        return [VersionOffChain]
+
+    def check_vectors(self, version: int, live: int) -> None:
+        rows = self.model.now().rows
+        for entity in Entity:
+            known = {id: row for (kind, id), row in rows.items() if kind is entity}
+            asked = [id for kind, id in [*IDS, *NEW_IDS] if kind is entity] + [NOBODY]
+            answer = self.engine.current().vectors(entity, asked, version)
+            assert answer.found.tolist() == [id in known for id in asked]
+            assert np.isnan(answer.vectors[~answer.found]).all()
+            self.home.vectors[live] = {entity: known}
+            served = answer.vectors[answer.found]
+            found = [id for id in asked if id in known]
+            assert_served(served, self.home, found, version, entity, live=live)
+
+    @invariant()
+    def states_are_those_of_the_model(self) -> None:
+        found = {v.number: str(v.state) for v in self.home.backcast.registry.versions.all()}
+        assert found == self.model.states
+
+
+TestLifecycle = Lifecycle.TestCase
+TestLifecycle.settings = settings(
+    max_examples=15,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
