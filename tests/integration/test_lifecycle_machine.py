@@ -3,12 +3,13 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -31,6 +32,7 @@ from backcast.errors import (
     VersionRetired,
 )
 from backcast.lifecycle import erase, promote, publish, sweep, upsert
+from backcast.registry import schema
 from backcast.versions import Entity
 from service.engine import Engine
 from tests.service_support import assert_served, engine_of
@@ -145,6 +147,19 @@ class Model:
         self.live = snapshot
 
 
+@cache
+def empty_registry_file() -> bytes:
+    """Return an SQLite registry without rows: migrations would take most of the time."""
+    with TemporaryDirectory() as folder:
+        engine = schema.make_engine(f"sqlite:///{folder}/registry.db")
+        schema.upgrade(engine)
+        with engine.execution_options(reads_only=True).connect() as connection:
+            connection.exec_driver_sql("COMMIT")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        engine.dispose()
+        return Path(folder, "registry.db").read_bytes()
+
+
 class Lifecycle(RuleBasedStateMachine):
     """Every rule acts on a real place and on the model; the engine serves what the model says."""
 
@@ -152,6 +167,7 @@ class Lifecycle(RuleBasedStateMachine):
         super().__init__()
         self.stack = ExitStack()
         folder = Path(self.stack.enter_context(TemporaryDirectory()))
+        (folder / "registry.db").write_bytes(empty_registry_file())
         self.home: Home = self.stack.enter_context(build_home(folder, ()))
         self.engine: Engine = engine_of(self.home)
         self.model = Model()
@@ -333,10 +349,11 @@ class Lifecycle(RuleBasedStateMachine):
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=15,
-    stateful_step_count=20,
+    max_examples=60,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],  # a run takes too long to look for a shorter one
 )
