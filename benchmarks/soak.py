@@ -39,19 +39,20 @@ from backcast.settings import Settings
 from backcast.versions import Scope
 from benchmarks.measuring import machine
 from benchmarks.serving_load import Unmeasured
-from benchmarks.soak_acts import CONVERGED_S, Breaker, Outage, Switcher
+from benchmarks.soak_acts import CONVERGED_S, Breaker, Changer, Outage, Switcher
 from benchmarks.soak_audit import audit
 from benchmarks.soak_checker import Fault, Finding
 from benchmarks.soak_ledger import Ledger
-from benchmarks.soak_readers import DATABASE, STORE, Field, Reader
+from benchmarks.soak_readers import ARROW, DATABASE, JSON, RAW, STORE, Field, Reader
 from benchmarks.soak_replicas import Replica, replica_environment
 from benchmarks.soak_tally import Absences, Tally
 from benchmarks.soak_world import World, make_models, register
 
-GRACE_S = 8.0
+GRACE_S, TIMEOUT_S = 10.0, 3.0
 SETTLE_S = 3.0
 """After a part is back, until whoever lost it has noticed."""
 
+FORMATS = (JSON, ARROW, RAW)
 _FOLLOW_S = 0.03
 
 
@@ -82,6 +83,7 @@ def soak(plan: Plan, folder: Path) -> Tally:
         artifacts_url=str(folder / "artifacts"),
         store_url=plan.store_url,
         grace_seconds=GRACE_S,
+        operation_timeout=TIMEOUT_S,
     )
     ledger = Ledger(make_models(np.random.default_rng(plan.seed)))
     with ExitStack() as stack:
@@ -102,10 +104,11 @@ def soak(plan: Plan, folder: Path) -> Tally:
             },
             stopping=Event(),
         )
-        switcher = Switcher(common, settings, plan.seed, plan.pause_s)
+        breaker = Breaker(common, plan.outages, plan.seed + 1, plan.pause_s)
+        switcher = Switcher(common, settings, breaker.kill, plan.seed, plan.pause_s)
         switcher.start()
         stack.enter_context(_running(common.replicas))
-        _run(plan, common, switcher)
+        _run(plan, common, [switcher.run, breaker.run])
         audit(common)
     return common.tally
 
@@ -123,12 +126,12 @@ def _running(replicas: Sequence[Replica]) -> Iterator[None]:
             replica.stop()
 
 
-def _run(plan: Plan, common: Field, switcher: Switcher) -> None:
+def _run(plan: Plan, common: Field, disturbing: Sequence[Callable[[], None]]) -> None:
     acts: list[Callable[[], None]] = [
         partial(_follow, common),
-        switcher.run,
-        Breaker(common, plan.outages, plan.seed + 1, plan.pause_s).run,
-        *(Reader(common, plan.seed + 2 + number).run for number in range(plan.readers)),
+        *disturbing,
+        Changer(common, plan.seed + 2, plan.pause_s / 10).run,
+        *(Reader(common, plan.seed + 3 + number).run for number in range(plan.readers)),
     ]
     with ThreadPoolExecutor(len(acts)) as pool:
         running = [pool.submit(act) for act in acts]
@@ -136,7 +139,8 @@ def _run(plan: Plan, common: Field, switcher: Switcher) -> None:
         common.stopping.set()
         _accuse_ended(common, ended)
     for act in running:
-        act.result()
+        if not isinstance(act.exception(), ValueError | AssertionError):
+            act.result()
 
 
 def _accuse_ended(common: Field, ended: "set[Future[None]]") -> None:

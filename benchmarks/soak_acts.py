@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from threading import Lock
 from typing import Any
 
 import httpx2
-from sqlalchemy.exc import SQLAlchemyError
+import numpy as np
 
 from backcast.errors import BackcastError
-from backcast.lifecycle import open_backcast, promote
+from backcast.lifecycle import Order, Promote, Refresh, Rollback, open_backcast, run_order
 from backcast.settings import Settings
-from benchmarks.soak_checker import Fault, Finding
+from backcast.versions import Entity
+from benchmarks.soak_checker import Fault, Finding, split
+from benchmarks.soak_ledger import Id
 from benchmarks.soak_readers import DATABASE, STORE, Field
 from benchmarks.soak_replicas import Replica
 from benchmarks.soak_world import Deployed
@@ -37,45 +40,53 @@ class Outage:
     start: Callable[[], object]
 
 
-def promote_aloud(settings: Settings, version: int, told: Connection) -> None:
-    """Promote a version in this process, and tell every step to who may want to kill it."""
-    with open_backcast(settings) as backcast:
-        try:
-            promote(
+def run_aloud(settings: Settings, order: Order, told: Connection) -> None:
+    """Run an order as a command does, and tell every step to who may want to kill it."""
+    try:
+        with open_backcast(settings) as backcast:
+            run_order(
                 backcast,
-                version,
-                actor=_REASON,
-                force=True,
-                reason=_REASON,
-                report=lambda step, fraction: told.send(f"{step} {fraction}"),
+                order,
+                _REASON,
+                timeout=settings.operation_timeout,
+                report=lambda step, _fraction: told.send(step),
+                say=lambda _line: told.send("waiting"),
             )
-        except BackcastError as error:
-            told.send(f"refused {error.code}")
+    except BackcastError as error:
+        told.send(f"refused {error.code}")
     told.close()
 
 
 class Switcher:
     """Promotes, refreshes and rolls back, one after the other, each in one of several ways."""
 
-    def __init__(self, field: Field, settings: Settings, seed: int, pause_s: float) -> None:
-        self._field, self._settings = field, settings
+    def __init__(
+        self,
+        field: Field,
+        settings: Settings,
+        kill: Callable[[Replica], None],
+        seed: int,
+        pause_s: float,
+    ) -> None:
+        self._field, self._settings, self._kill = field, settings, kill
         self._random, self._pause_s = random.Random(seed), pause_s
         self._http = httpx2.Client(headers=field.headers, timeout=20)
 
     def run(self) -> None:
         """Switch until the soak stops."""
-        while not self._field.stopping.wait(self._random.uniform(0, 2 * self._pause_s)):
-            self.act()
+        with self._http:
+            while not self._field.stopping.wait(self._random.uniform(0, 2 * self._pause_s)):
+                self.act()
 
     def act(self) -> None:
         """Do one switch, whatever becomes of it, and see that every replica follows."""
         world, before = self._field.world, self._field.world.live
-        act = self._random.choice([self._promote, self._promote, self._refresh])
+        acts = [self._promote, self._promote, self._refresh, self._compact, self._roll_back]
         try:
-            act()
+            self._random.choice(acts)()
         except BackcastError as error:  # the database or the store went away meanwhile
             self._field.tally.count(self._field.tally.allowed, f"switch: {error.code}")
-        self._look()
+        world.look()
         for deployed in world.history[before.generation :]:
             self._field.tally.count(self._field.tally.switches, deployed.kind)
         if world.live.generation > before.generation:
@@ -84,32 +95,47 @@ class Switcher:
     def start(self) -> None:
         """Make version 0 live."""
         self._field.world.publish(0)
-        self._by_process(0, killed=False)
-        self._look()
+        self._by_process(Promote(0), killed=False)
+        self._field.world.look()
 
     def _promote(self) -> None:
         live = self._field.world.live.version
-        others = [version for version in self._field.world.ledger.models.dims if version != live]
-        self._bring_live(self._random.choice(others))
+        version = self._random.choice(
+            [v for v in self._field.world.ledger.models.dims if v != live]
+        )
+        self._field.world.publish(version)
+        path = f"/admin/versions/{version}/promote"
+        body = {"expected_live": live, "force": True, "reason": _REASON}
+        self._do(Promote(version, live, force=True, reason=_REASON), path, body)
 
     def _refresh(self) -> None:
-        self._bring_live(self._field.world.live.version)
+        live = self._field.world.live.version
+        self._field.world.publish(live)
+        self._do(Refresh(live), f"/admin/versions/{live}/refresh", {"expected_live": live})
 
-    def _bring_live(self, version: int) -> None:
-        self._field.world.publish(version)
+    def _compact(self) -> None:
+        self._field.world.compact()
+        live = self._field.world.live.version
+        self._do(Refresh(live), f"/admin/versions/{live}/refresh", {"expected_live": live})
+
+    def _roll_back(self) -> None:
+        live = self._field.world.live.version
+        body = {"expected_live": live, "reason": _REASON}
+        self._do(Rollback(live, _REASON), "/admin/rollback", body)
+
+    def _do(self, order: Order, path: str, body: Mapping[str, Any]) -> None:
         if self._random.random() < 0.5:
-            self._by_process(version, killed=self._random.random() < 0.5)
+            self._by_process(order, killed=self._random.random() < 0.5)
         else:
-            order = {"expected_live": self._field.world.live.version}
-            self._by_replica(f"/admin/versions/{version}/promote", order)
+            self._by_replica(path, body)
 
-    def _by_process(self, version: int, *, killed: bool) -> None:
-        """Promote in a process of its own, and kill it at some step."""
+    def _by_process(self, order: Order, *, killed: bool) -> None:
+        """Run an order in a process of its own, and kill it at some step."""
         told, tells = _SPAWNER.Pipe(duplex=False)
-        process = _SPAWNER.Process(target=promote_aloud, args=(self._settings, version, tells))
+        process = _SPAWNER.Process(target=run_aloud, args=(self._settings, order, tells))
         process.start()
         tells.close()
-        steps = self._random.randint(1, 5) if killed else 1_000
+        steps, words = self._random.randint(1, 5) if killed else 1_000, "start"
         try:
             for _ in range(steps):
                 words = told.recv()
@@ -117,18 +143,16 @@ class Switcher:
                     self._field.tally.count(self._field.tally.allowed, f"switch: {words}")
             time.sleep(self._random.uniform(0, 0.02))
             process.kill()
-            self._field.tally.count(
-                self._field.tally.injected, f"kill -9 of a promotion at {words.split()[0]}"
-            )
+            done = f"kill -9 of a command ({order.kind}, {words})"
+            self._field.tally.count(self._field.tally.injected, done)
         except EOFError:  # it ended by itself
             pass
         process.join()
         process.close()
 
-    def _by_replica(self, path: str, order: Mapping[str, Any]) -> None:
+    def _by_replica(self, path: str, body: Mapping[str, Any]) -> None:
         """Order a switch over HTTP, and wait for its operation, whoever may finish it."""
         tally, replica = self._field.tally, self._random.choice(self._field.replicas)
-        body = {"force": True, "reason": _REASON, **order}
         try:
             response = self._http.post(f"{replica.url}{path}", json=body)
         except httpx2.TransportError:
@@ -137,6 +161,8 @@ class Switcher:
         if response.status_code != 202:
             tally.count(tally.allowed, f"switch: {response.status_code} {_code(response)}")
             return
+        if self._random.random() < 0.3:
+            self._kill(replica)
         deadline = time.monotonic() + _FINISHED_S
         while not self._is_finished(response.json()["id"]):
             if time.monotonic() > deadline:
@@ -157,15 +183,6 @@ class Switcher:
             code = document["error"]["code"]
             self._field.tally.count(self._field.tally.allowed, f"switch: failed, {code}")
         return document["state"] in {"succeeded", "failed"}
-
-    def _look(self) -> None:
-        """Read the registry, which may be away for a while."""
-        while not self._field.stopping.is_set():
-            try:
-                self._field.world.follow()
-                return
-            except SQLAlchemyError:
-                time.sleep(0.1)
 
     def _see_followed(self, live: Deployed) -> None:
         """Wait until every undisturbed replica serves what is live; note how long they took."""
@@ -194,6 +211,103 @@ def _code(response: httpx2.Response) -> str:
     return str(response.json()["type"]).rpartition(":")[2]
 
 
+class Changer:
+    """Puts and erases ids, and demands that what was acknowledged is there."""
+
+    def __init__(self, field: Field, seed: int, pause_s: float) -> None:
+        self._field, self._random, self._pause_s = field, random.Random(seed), pause_s
+        self._http = httpx2.Client(headers=field.headers, timeout=20)
+        self._made = 0
+
+    def run(self) -> None:
+        """Change ids until the soak stops."""
+        with self._http:
+            while not self._field.stopping.wait(self._random.uniform(0, 2 * self._pause_s)):
+                if self._random.random() < 0.75:
+                    self._put()
+                else:
+                    self._erase()
+
+    def _put(self) -> None:
+        world, entity = self._field.world, self._random.choice(list(Entity))
+        known = [id for id in world.population if id[0] is entity]
+        ids = dict.fromkeys(self._random.sample(known, self._random.randint(0, 6)))
+        if not ids or self._random.random() < 0.3:
+            self._made += 1
+            world.population.append((entity, f"new {self._made}"))
+            ids[world.population[-1]] = None
+        if not (world.erased & ids.keys()):
+            self._send_put(entity, list(ids))
+        elif world.publishing.acquire(timeout=5):
+            try:
+                self._send_put(entity, list(ids))
+            finally:
+                world.publishing.release()
+
+    def _send_put(self, entity: Entity, ids: list[Id]) -> None:
+        world = self._field.world
+        version = world.live.version
+        vectors = world.draw(version, ids)
+        world.ledger.will_upsert(vectors)
+        body = {
+            "ids": [id for _, id in ids],
+            "vectors": [row.tolist() for row in vectors.values()],
+            "entity": entity,
+            "expected_live": version,
+        }
+        document = self._send("PUT", body, "upsert")
+        if document is None:
+            return
+        world.look()
+        snapshot, delta = split(document["snapshot"])
+        rows = world.ledger.rows(snapshot, delta, entity, body["ids"])
+        lost = [
+            id
+            for id, row in zip(ids, rows, strict=True)
+            if row is None or not np.array_equal(row, vectors[id])
+        ]
+        if lost:
+            text = f"{document['snapshot']} was acknowledged without {lost}"
+            self._field.tally.accuse([Finding(Fault.LOST, text)])
+
+    def _erase(self) -> None:
+        world = self._field.world
+        ids = self._random.sample(world.population, self._random.randint(1, 2))
+        ids = [id for id in ids if id[0] is ids[0][0]]
+        world.ledger.will_erase(ids)
+        body = {"ids": [id for _, id in ids], "entity": ids[0][0]}
+        if self._send("DELETE", body, "erasure") is None:
+            return
+        world.look()
+        held = [name for name in world.ledger.snapshots() if self._holds(name, ids)]
+        if held or not world.erased.issuperset(ids):
+            text = f"the erasure of {ids} was acknowledged, and they are in {held}"
+            self._field.tally.accuse([Finding(Fault.LOST, text)])
+
+    def _holds(self, snapshot: str, ids: list[Id]) -> bool:
+        world = self._field.world
+        if snapshot in world.condemned:
+            return False
+        entity, head = ids[0][0], world.ledger.head(snapshot)
+        rows = world.ledger.rows(snapshot, head, entity, [id for _, id in ids])
+        return any(row is not None for row in rows)
+
+    def _send(self, method: str, body: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+        """Send a change to some replica; return the acknowledgement, if one comes."""
+        tally, replica = self._field.tally, self._random.choice(self._field.replicas)
+        try:
+            response = self._http.request(method, f"{replica.url}/admin/embeddings", json=body)
+        except httpx2.TransportError:
+            tally.count(tally.allowed, f"{what}: no connection")
+            return None
+        if response.status_code != 200:
+            tally.count(tally.allowed, f"{what}: {response.status_code} {_code(response)}")
+            return None
+        tally.count(tally.changes, f"acknowledged {what}")
+        document: dict[str, Any] = response.json()
+        return document
+
+
 class Breaker:
     """Kills and stalls replicas, stops servers, one at a time."""
 
@@ -202,19 +316,28 @@ class Breaker:
     ) -> None:
         self._field, self._outages = field, outages
         self._random, self._pause_s = random.Random(seed), pause_s
+        self._breaking = Lock()
 
     def run(self) -> None:
         """Break something until the soak stops; every kind comes once in a while."""
         kinds: list[Callable[[], None]] = []
         while not self._field.stopping.wait(self._random.uniform(0, 2 * self._pause_s)):
             if not kinds:
-                kinds = [self._kill, self._stall, self._kill]
+                kinds = [self._kill_any, self._stall, self._kill_any]
                 kinds += [lambda part=part: self._stop(part) for part in self._outages]  # type: ignore[misc]
                 self._random.shuffle(kinds)
-            kinds.pop()()
+            with self._breaking:
+                kinds.pop()()
 
-    def _kill(self) -> None:
-        replica = self._random.choice(self._field.replicas)
+    def kill(self, replica: Replica) -> None:
+        """Kill a replica, when nothing else is broken, and start it again."""
+        with self._breaking:
+            self._kill(replica)
+
+    def _kill_any(self) -> None:
+        self._kill(self._random.choice(self._field.replicas))
+
+    def _kill(self, replica: Replica) -> None:
         self._field.tally.count(self._field.tally.injected, "kill -9 of a replica")
         with self._field.absences.of(replica.name):
             replica.kill()

@@ -36,11 +36,13 @@ def _settle(field: Field) -> None:
             continue
         live = field.world.live.snapshot
         newest = f"{live}.{field.world.ledger.head(live)}"
-        if all(replica.serves() == newest for replica in field.replicas):
+        active = field.world.backcast.registry.operations.active()
+        if active is None and all(replica.serves() == newest for replica in field.replicas):
             return
         time.sleep(0.1)
     served = {replica.name: replica.serves() for replica in field.replicas}
-    field.tally.accuse([Finding(Fault.LOST, f"{newest} is live, served is {served}")])
+    text = f"{newest} is live, served is {served}, {active} is running"
+    field.tally.accuse([Finding(Fault.LOST, text)])
 
 
 def _unexplained(field: Field) -> Iterator[str]:

@@ -73,6 +73,7 @@ class _Contents:
 
     version: int
     base: Vectors
+    put: AbstractSet[Id]  # of the base: whose vectors were once upserted
     base_snapshot: str | None
     base_delta: int
     head: int = 0
@@ -83,6 +84,12 @@ class _Contents:
             if number <= delta:
                 return row
         return self.base.get(id)
+
+    def put_at(self, delta: int) -> dict[Id, Row]:
+        """Return the vectors of S.d that were upserted, on this snapshot or before it."""
+        changed = {id for id, found in self.changes.items() if any(n <= delta for n, _ in found)}
+        rows = {id: self.at(delta, id) for id in self.put | changed}
+        return {id: row for id, row in rows.items() if row is not None}
 
 
 @dataclass(frozen=True)
@@ -151,25 +158,22 @@ class Ledger:
             meant = self._publication
             if meant is None or meant.version != version:
                 raise ValueError(f"snapshot {id} of version {version} was not meant")
-            vectors = self._published(meant, version, base)
+            vectors, put = self._published(meant, base)
             kept = {key: row for key, row in vectors.items() if key not in erased}
-            self._contents[id] = _Contents(version, kept, *(base or (None, 0)))
+            self._contents[id] = _Contents(version, kept, put, *(base or (None, 0)))
             self._publication = None
 
     def _published(
-        self, meant: Publication, version: int, base: tuple[str, int] | None
-    ) -> dict[Id, Row]:
+        self, meant: Publication, base: tuple[str, int] | None
+    ) -> tuple[Vectors, AbstractSet[Id]]:
+        """Return what is published: what was meant, and what was put and is not among it."""
+        same = base is not None and self._contents[base[0]].version == meant.version
+        put = self._contents[base[0]].put_at(base[1]) if base and same else {}
         if meant.vectors is None:
             assert base is not None
-            return self.everything(*base)
-        vectors = dict(meant.vectors)
-        if base is not None and self._contents[base[0]].version == version:
-            contents = self._contents[base[0]]
-            for id in contents.changes:
-                row = contents.at(base[1], id)
-                if id not in vectors and row is not None:
-                    vectors[id] = row
-        return vectors
+            return self.everything(*base), put.keys()
+        added = {id: row for id, row in put.items() if id not in meant.vectors}
+        return {**meant.vectors, **added}, added.keys()
 
     def add_delta(self, snapshot: str, number: int, changes: Mapping[Id, Row | None]) -> None:
         """Take up the next delta of a snapshot.
@@ -244,6 +248,11 @@ class Ledger:
         """Return the number of a snapshot's last delta; raise UnknownState."""
         with self._lock:
             return self._known(snapshot).head
+
+    def snapshots(self) -> list[str]:
+        """Return every snapshot that was taken up."""
+        with self._lock:
+            return list(self._contents)
 
     def knows(self, snapshot: str) -> bool:
         """Return whether a snapshot was taken up."""

@@ -98,4 +98,5 @@ def replica_environment(settings: Settings) -> dict[str, str]:
         BACKCAST_READS=settings.reads,
         BACKCAST_GRACE_SECONDS=str(settings.grace_seconds),
         BACKCAST_POLL_SECONDS=str(settings.poll_seconds),
+        BACKCAST_OPERATION_TIMEOUT=str(settings.operation_timeout),
     )

@@ -1,7 +1,8 @@
 """The soak's versions and vectors, and what the registry says became of them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
@@ -9,21 +10,23 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from backcast.artifacts import dump_json, dump_tensors
 from backcast.changes import read_delta
-from backcast.lifecycle import Backcast, publish, register_version
+from backcast.lifecycle import Backcast, compact, publish, register_version
 from backcast.registry import VersionDraft, tables
 from backcast.registry.schema import make_engine
 from backcast.settings import Settings
 from backcast.vectors import VectorBatch
-from backcast.versions import DeltaRecord, Entity, SnapshotRecord, Transform
+from backcast.versions import DeltaKind, DeltaRecord, Entity, Transform
 from benchmarks.soak_ledger import Id, Ledger, Models, Row, Span
 
 DIMS = (12, 16, 20, 16, 24)
 PARENTS = (None, 0, 1, 1, 3)
 ITEMS, USERS = 240, 40
 _MISSING = 0.03  # of the ids that a publication leaves out
+_AWAY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class World:
             reads_only=True, isolation_level="REPEATABLE READ"
         )
         self._following = Lock()
+        self.publishing = Lock()
         self.history: list[Deployed] = []
         self.erased: frozenset[Id] = frozenset()
         self.condemned: frozenset[str] = frozenset()
@@ -96,18 +100,46 @@ class World:
         rows = self._rng.standard_normal((len(ids), self.ledger.models.dims[version]), np.float32)
         return dict(zip(ids, rows, strict=True))
 
-    def publish(self, version: int) -> SnapshotRecord:
+    def publish(self, version: int) -> None:
         """Publish new vectors of a version, of nearly all ids."""
         kept = self._rng.random(len(self.population)) >= _MISSING
-        ids = [id for id, keep in zip(self.population, kept, strict=True) if keep]
+        ids = [id for id, keep in zip(list(self.population), kept, strict=False) if keep]
         vectors = self.draw(version, ids)
-        self.ledger.will_publish(version, vectors)
         batches = [
             VectorBatch(entity, [id for kind, id in vectors if kind is entity], rows)
             for entity in Entity
             if len(rows := np.array([row for (kind, _), row in vectors.items() if kind is entity]))
         ]
-        return publish(self.backcast.registry, self.backcast.artifacts, version, batches, {})
+        registry, artifacts = self.backcast.registry, self.backcast.artifacts
+        with self._publication(version, vectors):
+            publish(registry, artifacts, version, batches, {})
+
+    def compact(self) -> None:
+        """Publish what is live, its changes among it."""
+        version = self.live.version
+        with self._publication(version, None):
+            compact(self.backcast, expected_live=version)
+
+    @contextmanager
+    def _publication(self, version: int, vectors: Mapping[Id, Row] | None) -> Iterator[None]:
+        # Nobody who was erased comes back meanwhile: the books could not tell whether before.
+        with self.publishing:
+            self.ledger.will_publish(version, vectors)
+            try:
+                yield
+            finally:
+                self.look()
+
+    def look(self) -> None:
+        """Follow; wait for a database that is away."""
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                return self.follow()
+            except SQLAlchemyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     @property
     def live(self) -> Deployed:
@@ -130,7 +162,9 @@ class World:
         table = tables.snapshots.c
         rows = connection.execute(select(tables.snapshots).order_by(table.created_at)).all()
         for row in sorted(rows, key=lambda row: not self.ledger.knows(row.id)):
-            changes = self._new_changes(connection, row.id, row.head)
+            # The files of a condemned one may be gone already; it is served no more.
+            is_kept = row.condemned_at is None
+            changes = self._new_changes(connection, row.id, row.head) if is_kept else []
             if not self.ledger.knows(row.id):
                 base = (row.base_snapshot, row.base_delta) if row.base_snapshot else None
                 told = {id for delta in changes for id, new in delta.items() if new is None}
@@ -154,7 +188,12 @@ class World:
         columns = [tables.deltas.c[name] for name in DeltaRecord.__dataclass_fields__]
         newer = (tables.deltas.c.snapshot == snapshot) & (tables.deltas.c.number > known)
         found = select(*columns).where(newer).order_by(tables.deltas.c.number)
-        records = [DeltaRecord(**row._mapping) for row in connection.execute(found)]
+        records = [
+            DeltaRecord(
+                **{**row._mapping, "kind": DeltaKind(row.kind), "entity": Entity(row.entity)}
+            )
+            for row in connection.execute(found)
+        ]
         if [record.number for record in records] != list(range(known + 1, head + 1)):
             raise ValueError(f"{snapshot} is at {head}, its deltas after {known} are {records}")
         return [self._changes(record) for record in records]
@@ -162,7 +201,7 @@ class World:
     def _changes(self, record: DeltaRecord) -> Mapping[Id, Row | None]:
         delta = read_delta(self.backcast.artifacts, record)
         rows: Sequence[Any] = [None] * len(delta.ids) if delta.vectors is None else delta.vectors
-        return {(Entity(record.entity), id): row for id, row in zip(delta.ids, rows, strict=True)}
+        return {(record.entity, id): row for id, row in zip(delta.ids, rows, strict=True)}
 
     def _take_up_deployments(self, connection: Connection) -> None:
         table = tables.deployments.c

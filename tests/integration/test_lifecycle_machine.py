@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from backcast.errors import (
     BackcastError,
     Conflict,
+    InvalidInput,
     NothingPublished,
     NotReady,
     PromotionConflict,
@@ -31,7 +32,7 @@ from backcast.errors import (
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import erase, promote, publish, sweep, upsert
+from backcast.lifecycle import erase, promote, publish, rollback, sweep, upsert
 from backcast.registry import schema
 from backcast.versions import Entity
 from service.engine import Engine
@@ -54,21 +55,18 @@ class ModelSnapshot:
     Attributes:
         begun: when it was published, on the model's own clock.
         put: when each id was put whose vector comes from an upsert.
-        changed: the ids that were put on this very snapshot.
     """
 
     version: int
     begun: int
     rows: dict[Id, Row]
     put: dict[Id, int] = field(default_factory=dict)
-    changed: set[Id] = field(default_factory=set)
     deleted: bool = False
     superseded: bool = False
 
     def erase(self, id: Id) -> None:
         self.rows.pop(id, None)
         self.put.pop(id, None)
-        self.changed.discard(id)
 
     def take(self, id: Id, other: "ModelSnapshot") -> None:
         """Hold the vector that another snapshot was given."""
@@ -84,6 +82,7 @@ class Model:
     snapshots: dict[str, ModelSnapshot] = field(default_factory=dict)
     latest: dict[int, str] = field(default_factory=dict)
     live: str | None = None
+    history: list[tuple[str, int, str | None]] = field(default_factory=list)
     erased: set[Id] = field(default_factory=set)
     clock: int = 0
 
@@ -92,20 +91,22 @@ class Model:
         return self.clock
 
     def publish(self, snapshot: str, version: int, rows: dict[Id, Row]) -> None:
-        """Add a snapshot: without the erased, with what was put on the live one if that lacks."""
+        self.snapshots[snapshot] = self.published(version, rows)
+        self.latest[version] = snapshot
+
+    def published(self, version: int, rows: dict[Id, Row]) -> ModelSnapshot:
+        """Return a new snapshot: without the erased, with what was put and is not computed."""
         kept = {id: row for id, row in rows.items() if id not in self.erased}
         new = ModelSnapshot(version, self.tick(), kept)
         if self.live is not None and self.now().version == version:
-            for id in self.now().changed - set(rows):
+            for id in self.now().put.keys() - rows.keys():
                 new.take(id, self.now())
-        self.snapshots[snapshot] = new
-        self.latest[version] = snapshot
+        return new
 
     def upsert(self, rows: dict[Id, Row]) -> None:
         now, moment = self.now(), self.tick()
         now.rows.update(rows)
         now.put.update(dict.fromkeys(rows, moment))
-        now.changed.update(rows)
         self.erased -= set(rows)
 
     def erase(self, ids: set[Id]) -> None:
@@ -122,7 +123,17 @@ class Model:
         assert self.live is not None
         return self.snapshots[self.live]
 
-    def switch(self, snapshot: str) -> None:
+    def before_promotion(self) -> str | None:
+        """Return what was live before the live version was last promoted."""
+        version = self.now().version
+        found = [
+            before
+            for kind, number, before in self.history
+            if (kind, number) == ("promote", version)
+        ]
+        return found[-1] if found else None
+
+    def switch(self, snapshot: str, kind: str) -> None:
         """Make a snapshot live."""
         before, after = self.live, self.snapshots[snapshot]
         chain = self.chain(after.version)
@@ -135,13 +146,17 @@ class Model:
                 for id, moment in left.put.items():
                     if moment > after.begun and after.put.get(id) != moment:
                         after.take(id, left)
-                        after.changed.add(id)
             left.superseded = before != snapshot
-            if left.version not in chain:
-                self.states[left.version] = "rolled_back"
-        for other, found in self.snapshots.items():
-            if found.version == after.version and other != snapshot:
-                found.superseded = True  # older than the newest, which goes live
+            for off in set(self.chain(left.version)) - set(chain):
+                if self.states[off] in {"live", "superseded"}:
+                    self.states[off] = "rolled_back"
+        for found in self.snapshots.values():
+            if found.version == after.version and found.begun < after.begun:
+                found.superseded = True
+        again = before is not None and left.version == after.version
+        self.history.append(
+            ("refresh" if kind == "promote" and again else kind, after.version, before)
+        )
         self.states[after.version] = "live"
         after.superseded = False
         self.live = snapshot
@@ -223,8 +238,12 @@ class Lifecycle(RuleBasedStateMachine):
             for entity in Entity
         }
         given = batches({entity: found for entity, found in by_entity.items() if found})
-        record = publish(backcast.registry, backcast.artifacts, version, given, {})
-        self.model.publish(record.id, version, rows)
+        nothing = [] if self.model.published(version, rows).rows else [InvalidInput]
+        record = self.act(
+            lambda: publish(backcast.registry, backcast.artifacts, version, given, {}), *nothing
+        )
+        if record is not None:
+            self.model.publish(record.id, version, rows)
 
     @rule(data=st.data())
     def promote_any(self, data: st.DataObject) -> None:
@@ -236,7 +255,7 @@ class Lifecycle(RuleBasedStateMachine):
             *self.why_not(version, force),
         )
         if made is not None:
-            self.model.switch(made.live.snapshot)
+            self.model.switch(made.live.snapshot, "promote")
             assert self.model.latest[version] == self.model.live
 
     def why_not(self, version: int, force: bool) -> list[type[BackcastError]]:
@@ -275,6 +294,31 @@ class Lifecycle(RuleBasedStateMachine):
             if found:
                 erase(self.home.backcast, entity, found, actor="machine", grace=timedelta(hours=1))
         self.model.erase(ids)
+
+    @precondition(lambda self: self.model.live is not None)
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        named = data.draw(st.sampled_from([None, *sorted(self.model.snapshots)]))
+        target = named or self.model.before_promotion()
+        live = self.act(
+            lambda: rollback(
+                self.home.backcast, actor="machine", reason="worse", to_snapshot=named
+            ),
+            *self.why_no_rollback(target),
+        )
+        if live is not None:
+            assert live.snapshot == target
+            self.model.switch(live.snapshot, "rollback")
+
+    def why_no_rollback(self, target: str | None) -> list[type[BackcastError]]:
+        if target is None:
+            return [Conflict]
+        snapshot, live = self.model.snapshots[target], self.model.now().version
+        if snapshot.deleted:
+            return [Conflict]
+        if not snapshot.superseded or live in self.model.chain(snapshot.version)[1:]:
+            return [InvalidInput]
+        return []
 
     @rule()
     def sweep_at_once(self) -> None:
@@ -349,7 +393,7 @@ class Lifecycle(RuleBasedStateMachine):
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=60,
+    max_examples=30,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
