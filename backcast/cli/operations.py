@@ -20,7 +20,6 @@ from backcast.lifecycle import (
     Rollback,
     collect,
     collect_litter,
-    compact,
     open_backcast,
     plan_collection,
     plan_litter,
@@ -134,12 +133,6 @@ def _print_rollback(plan: Mapping[str, Any], as_json: bool) -> None:
 
 
 def refresh_command(
-    compacted: Annotated[
-        bool,
-        typer.Option(
-            "--compact", help="First write what is live, with its changes, as that snapshot."
-        ),
-    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the gates and change nothing.")] = False,
     compacted: Annotated[
         bool, typer.Option("--compact", help="First write what is live, changes and all.")
@@ -153,15 +146,11 @@ def refresh_command(
         raise InvalidInput("--compact writes a snapshot, --dry-run changes nothing: give one.")
     settings = Settings.load()
     with open_backcast(settings) as backcast:
-        if compacted:
-            _compact(backcast, expected_live)
         live = backcast.registry.deployments.live()
         if live is None:
             raise Conflict("Nothing is live, so nothing can be refreshed; promote a version first.")
         version = live.version
         order = Refresh(version, expected_live, compacted, reason)
-        if dry_run and compacted:
-            raise InvalidInput("A dry run writes nothing, so a compaction cannot be tried.")
         if dry_run:
             order.check(backcast)
             plan = plan_promotion(backcast, version, expected_live=expected_live)
@@ -169,18 +158,6 @@ def refresh_command(
             raise typer.Exit(0 if plan.passed else 1)
         outcome = perform(backcast, settings, order, f"refreshing version {version}")
         print_outcome(outcome, as_json)
-
-
-def _compact(backcast: Backcast, expected_live: int | None) -> None:
-    with (
-        interruptible("Interrupted; what was live is live."),
-        progress("compacting", 100) as advance,
-    ):
-        compact(
-            backcast,
-            expected_live=expected_live,
-            report=lambda step, fraction: advance(round(100 * fraction), step),
-        )
 
 
 def print_plan(plan: Mapping[str, Any], as_json: bool) -> None:
