@@ -106,7 +106,7 @@ class KeyRing:
     async def _find(self, prefix: str) -> Key | None:
         asked_at, failed_at = time.monotonic(), self._failed_at
         if failed_at is not None and asked_at - failed_at < _PAUSE_S:
-            raise RegistryError("The registry did not answer a moment ago; try again.")
+            raise RegistryError("The registry does not answer, a moment ago at least; try again.")
         try:
             with fail_after(_PATIENCE_S):
                 # The database may take its time, and the event loop has others to serve.
@@ -115,7 +115,9 @@ class KeyRing:
                 )
         except TimeoutError as error:
             self._note_failure()
-            raise RegistryError(f"The registry took more than {_PATIENCE_S:g} s.") from error
+            raise RegistryError(
+                f"The registry does not answer within {_PATIENCE_S:g} s."
+            ) from error
         except RegistryError:
             self._note_failure()
             raise
