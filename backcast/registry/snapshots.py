@@ -100,9 +100,11 @@ class Snapshots:
         return name
 
     def due(self, moment: datetime) -> list[SnapshotRecord]:
-        """Return what ``condemn`` would, and change nothing."""
+        """Return what ``condemn`` would, oldest first, and change nothing."""
+        oldest_first = (tables.snapshots.c.created_at, tables.snapshots.c.id)
+        wanted = _select().where(_due(moment)).order_by(*oldest_first)
         with self._db.read() as connection:
-            return [_snapshot(row) for row in connection.execute(_select().where(_due(moment)))]
+            return [_snapshot(row) for row in connection.execute(wanted)]
 
     def condemn(self, moment: datetime) -> list[SnapshotRecord]:
         """Condemn what was superseded at ``moment`` or before; return all that waits for deletion.
