@@ -19,7 +19,16 @@ from backcast.errors import (
     InvalidInput,
     PromotionConflict,
 )
-from backcast.lifecycle import ErasureReport, compact, erase, publish, refresh, sweep, upsert
+from backcast.lifecycle import (
+    ErasureReport,
+    compact,
+    erase,
+    publish,
+    refresh,
+    rollback,
+    sweep,
+    upsert,
+)
 from backcast.lifecycle.carrying import switch_carrying
 from backcast.registry import Switch
 from backcast.snapshots import read_ids
@@ -341,6 +350,27 @@ class TestRefresh:
         assert {"first", "second", "third"} <= set(found)
         assert found["third"].tolist() == third["third"].tolist()
         assert found["item 0"].tolist() == newest["item 0"].tolist()  # newer than what was put
+
+    def test_going_back_and_forth_keeps_what_was_put(self, home: Home) -> None:
+        first = live(home).snapshot
+        put(home, ["old"], seed=1)
+        second = home.publish(1, seed=5)
+        newest = dict(home.vectors[1][Entity.ITEM])
+        put(home, ["a"], seed=2)
+        refresh(home.backcast, actor="ann")
+        rows = put(home, ["b", "item 0"], seed=3)
+        rollback(home.backcast, actor="ann", reason="worse", to_snapshot=first)
+        assert (live(home).snapshot, live(home).delta) == (first, 3)
+        found = held(home, first)
+        assert {"old", "a", "b"} <= set(found)
+        assert {id: found[id].tolist() for id in rows} == {
+            id: row.tolist() for id, row in rows.items()
+        }
+        late = put(home, ["late"], seed=4)
+        refresh(home.backcast, actor="ann")
+        assert (live(home).snapshot, live(home).delta) == (second.id, 3)
+        kept = {id: found[id] for id in ("old", "a")}
+        assert_same(held(home, second.id), {**newest, **kept, **rows, **late})
 
     def test_another_version_takes_nothing_over(self, home: Home) -> None:
         put(home, ["new"])

@@ -51,7 +51,7 @@ def found(home: Home, ids: list[str], snapshot: str | None = None) -> list[bool]
 def put(settings: Settings, sql: str = "", ids: tuple[str, ...] = ("item 3", "new")) -> None:
     with open_backcast(settings) as backcast:
         if sql == "before the row":
-            changing_module._append = die
+            changing_module._append = die  # type: ignore[assignment]
         elif sql:
             die_after(backcast, sql)
         upsert(backcast, Entity.ITEM, ids, ONES, actor="ann", most_changed=9)
@@ -112,9 +112,9 @@ def test_erasure(home: Home, sql: str) -> None:
 def shrink(settings: Settings, point: str = "") -> None:
     with open_backcast(settings) as backcast:
         if point == "list":
-            Folding.write = die  # type: ignore[method-assign]
+            Folding.write = die  # type: ignore[method-assign,assignment]
         elif point == "row":
-            registering_module._register = die
+            registering_module._register = die  # type: ignore[assignment]
         elif point:
             die_after(backcast, point)
         compact(backcast)
