@@ -66,7 +66,11 @@ def write_delta(artifacts: Artifacts, delta: Delta, actor: str) -> DeltaDraft:
     content = io.BytesIO()
     pq.write_table(pa.table(columns), content)
     folder = artifacts.new_folder("deltas", str(delta.kind))
-    digest = artifacts.write(folder, {_NAME: content.getvalue()})[_NAME]
+    try:
+        digest = artifacts.write(folder, {_NAME: content.getvalue()})[_NAME]
+    except BaseException:
+        artifacts.delete(folder)
+        raise
     return DeltaDraft(
         delta.kind, delta.entity, len(delta.ids), f"{folder}/{_NAME}", digest.sha256, actor
     )

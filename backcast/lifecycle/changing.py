@@ -2,14 +2,21 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backcast.changes import Delta, discard_delta, write_delta
-from backcast.errors import Conflict, DimensionMismatch, InvalidInput, PromotionConflict
+from backcast.errors import (
+    ArtifactError,
+    Conflict,
+    DimensionMismatch,
+    InvalidInput,
+    PromotionConflict,
+)
 from backcast.lifecycle.places import Backcast
 from backcast.lifecycle.remains import ErasureReport, report_remains
 from backcast.registry import StateMoved, digest_of
@@ -75,13 +82,11 @@ def upsert_batches(
     for batch in batches:
         if batch.dim != dim:
             raise DimensionMismatch(f"{batch.entity} vectors of the live version", dim, batch.dim)
-    drafts = [write_delta(backcast.artifacts, delta, actor) for delta in deltas]
     back = {delta.entity: [digest_of(id) for id in delta.ids] for delta in deltas}
-    try:
+    with _drafting(backcast) as drafts:
+        for delta in deltas:
+            drafts.append(write_delta(backcast.artifacts, delta, actor))
         return _append(backcast, drafts, back, seen.version, most_changed)
-    except Conflict:  # refused for certain; where an answer is lost, the files may be needed
-        _discard(backcast, drafts)
-        raise
 
 
 def erase(
@@ -100,21 +105,41 @@ def erase(
     for id in ids:
         check_id(id)
     delta, digests = Delta(entity, ids), [digest_of(id) for id in ids]
-    drafts: dict[str, DeltaDraft] = {}
-    for attempt in range(_ATTEMPTS):
-        # A file for each snapshot, which goes when the snapshot does.
-        for snapshot in backcast.registry.snapshots.undeleted():
-            if snapshot.id not in drafts:
-                drafts[snapshot.id] = write_delta(backcast.artifacts, delta, actor)
-        try:
-            live, used = backcast.registry.erasures.append(drafts, entity, digests, actor)
-        except StateMoved:
-            _pause(attempt)
-            continue
-        _discard(backcast, [draft for id, draft in drafts.items() if id not in used])
-        return report_remains(backcast, entity, ids, live, grace)
-    _discard(backcast, list(drafts.values()))
-    raise Conflict(f"Snapshots were published {_ATTEMPTS} times meanwhile; nothing was erased.")
+    live = _erase(backcast, delta, digests, actor)
+    return report_remains(backcast, entity, ids, live, grace)
+
+
+def _erase(backcast: Backcast, delta: Delta, digests: Sequence[str], actor: str) -> Live | None:
+    registry, of_snapshot = backcast.registry, dict[str, DeltaDraft]()
+    with _drafting(backcast) as drafts:
+        for attempt in range(_ATTEMPTS):
+            # A file for each snapshot, which goes when the snapshot does.
+            for snapshot in registry.snapshots.undeleted():
+                if snapshot.id not in of_snapshot:
+                    drafts.append(write_delta(backcast.artifacts, delta, actor))
+                    of_snapshot[snapshot.id] = drafts[-1]
+            try:
+                live, used = registry.erasures.append(of_snapshot, delta.entity, digests, actor)
+            except StateMoved:
+                _pause(attempt)
+            else:
+                _discard(backcast, [d for id, d in of_snapshot.items() if id not in used])
+                return live
+        raise Conflict(f"Snapshots were published {_ATTEMPTS} times meanwhile; nothing was erased.")
+
+
+@contextmanager
+def _drafting(backcast: Backcast) -> Iterator[list[DeltaDraft]]:
+    """Collect the deltas that are written, and delete them where they are refused for certain.
+
+    Where an answer is lost, their rows may be there.
+    """
+    drafts: list[DeltaDraft] = []
+    try:
+        yield drafts
+    except (Conflict, ArtifactError):
+        _discard(backcast, drafts)
+        raise
 
 
 def _demand_live(backcast: Backcast, expected: int | None) -> Live:

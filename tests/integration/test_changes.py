@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backcast.artifacts import Artifacts
 from backcast.changes import ChangedSnapshot, read_changes
 from backcast.errors import (
+    ArtifactUnwritable,
     Conflict,
     DimensionMismatch,
     InvalidInput,
     PromotionConflict,
+    RegistryError,
 )
 from backcast.lifecycle import (
     ErasureReport,
@@ -28,6 +31,7 @@ from backcast.lifecycle import (
     rollback,
     sweep,
     upsert,
+    upsert_batches,
 )
 from backcast.lifecycle.carrying import switch_carrying
 from backcast.registry import Switch
@@ -35,6 +39,7 @@ from backcast.snapshots import read_ids
 from backcast.stores import Precision
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, Live
+from tests.integration.test_lifecycle import engine_of, lose_answers, reopened
 from tests.support import Home, as_stored, batches, build_home, normal
 
 HOUR = timedelta(hours=1)
@@ -311,6 +316,56 @@ class TestErase:
             assert remove(home, ["item 1"]).live is None
             home.promote(0)
             assert "item 1" not in held(home, live(home).snapshot)
+
+
+def test_files_stay_where_the_answer_to_the_commit_is_lost(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = reopened(home)
+    lose_answers(engine_of(elsewhere), monkeypatch)
+    lost = pytest.raises(RegistryError, match="connection lost")
+    with elsewhere.registry:
+        with lost:
+            upsert(
+                elsewhere,
+                Entity.ITEM,
+                ["a"],
+                np.ones((1, 6), np.float32),
+                actor="ann",
+                most_changed=9,
+            )
+        with lost:
+            erase(elsewhere, Entity.ITEM, ["item 1"], actor="ann", grace=HOUR)
+    assert live(home).delta == 2
+    found = held(home, live(home).snapshot)
+    assert "a" in found
+    assert "item 1" not in found
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_full_disk_leaves_nothing(
+    local_home: Home, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    before, left = live(local_home), [failing]
+    write = Artifacts.write
+
+    def fill_up(artifacts: Artifacts, folder: str, files: dict[str, bytes]) -> Any:
+        written = write(artifacts, folder, files)
+        if not left[0]:
+            raise ArtifactUnwritable(folder, "No space left on device")
+        left[0] -= 1
+        return written
+
+    monkeypatch.setattr(Artifacts, "write", fill_up)
+    with pytest.raises(ArtifactUnwritable, match="No space left"):
+        remove(local_home, ["item 1"])  # three snapshots, three files
+    ones = np.ones((1, 6), np.float32)
+    both = [VectorBatch(entity, ["a"], ones) for entity in Entity]
+    left[0] = min(failing, 1)
+    with pytest.raises(ArtifactUnwritable, match="No space left"):
+        upsert_batches(local_home.backcast, both, actor="ann", most_changed=9)
+    assert live(local_home) == before
+    assert delta_files(local_home) == 0
 
 
 class TestRefresh:
