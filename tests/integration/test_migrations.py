@@ -2,24 +2,30 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, inspect, text
+from starlette.testclient import TestClient
 
 import migrations
 from backcast.errors import SchemaMismatch
+from backcast.lifecycle import upsert
 from backcast.registry import Registry, open_registry
 from backcast.registry.schema import downgrade, found_revision, make_engine, upgrade
 from backcast.registry.tables import SCHEMA_REVISION, metadata
 from backcast.settings import Settings
-from tests.support import draft, exit_codes
+from backcast.versions import Entity, Scope
+from tests.service_support import assert_served, client_of, read_rows
+from tests.support import Home, build_home, check_books, draft, exit_codes
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -173,3 +179,122 @@ def test_killed_upgrade_leaves_nothing_and_can_be_done_again(
     assert tables(engine) == set()
     upgrade(engine)
     assert tables(engine) == set(metadata.tables)
+
+
+FIRST = "0001"
+
+
+class TestData:
+    """What an older release wrote is all there after an upgrade, and served; and after a way back.
+
+    Rows are written by SQL, as no older release is at hand: one of each table at least.
+    """
+
+    NOW = "2026-05-04 03:02:01.000000"
+    ROWS: ClassVar = {
+        "operations": {
+            "id": "'op1'",
+            "kind": "'promote'",
+            "state": "'succeeded'",
+            "progress": "1.0",
+            "step": "'switch'",
+            "request": """'{"version": 1}'""",
+            "result": """'{"live_version": 1}'""",
+            "actor": "'ann'",
+            "owner": "'host:1'",
+            "heartbeat_at": f"'{NOW}'",
+            "created_at": f"'{NOW}'",
+            "finished_at": f"'{NOW}'",
+        },
+        "diffs": {
+            "id": "1",
+            "version": "1",
+            "target": "0",
+            "snapshot": "(SELECT snapshot FROM live)",
+            "baseline_snapshot": "(SELECT min(id) FROM snapshots WHERE version = 0)",
+            "deployment": "(SELECT max(id) FROM deployments)",
+            "figures": """'{"mean": 0.25}'""",
+            "created_at": f"'{NOW}'",
+        },
+        "usage": {
+            "consumer": "(SELECT min(id) FROM consumers)",
+            "version": "0",
+            "day": "'2026-05-04'",
+            "requests": "5000000000",
+            "vectors": "7",
+        },
+    }
+
+    @pytest.fixture
+    def home(self, tmp_path: Path, backends: dict[str, Any]) -> Iterator[Home]:
+        """A home of the first release: versions 0 to 2, 1 is live and changed by a delta."""
+        with build_home(tmp_path, bias=True, direct={2: [0]}, live=1, **backends) as home:
+            home.backcast.registry.keys.create("ranking", Scope.READ, pin=0)
+            vector = np.full((1, home.dims[1]), 0.5, np.float32)
+            upsert(home.backcast, Entity.ITEM, ["item 1"], vector, actor="ann", most_changed=10)
+            engine = home.backcast.registry._engine
+            downgrade(engine, FIRST)
+            with engine.begin() as connection:
+                for table, row in self.ROWS.items():
+                    names, values = ", ".join(row), ", ".join(row.values())
+                    connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"))
+            yield home
+            upgrade(engine)  # the database is other tests' too
+
+    @staticmethod
+    def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+        """Return every row of every table, as the database has it."""
+        found = {}
+        with engine.connect() as connection:
+            for table in sorted(tables(engine)):
+                rows = connection.execute(text(f"SELECT * FROM {table}")).mappings().all()
+                found[table] = sorted((dict(row) for row in rows), key=str)
+        return found
+
+    def test_every_table_had_data(self, home: Home) -> None:
+        found = self.contents(home.backcast.registry._engine)
+        assert all(found.values()), {name for name, rows in found.items() if not rows}
+        assert len(found["versions"]) == 3
+        assert len(found["transforms"]) == 3
+
+    def test_nothing_is_lost_and_serving_goes_on(self, home: Home) -> None:
+        engine = home.backcast.registry._engine
+        before = self.contents(engine)
+        upgrade(engine)
+        after = self.contents(engine)
+        assert set(after) == set(metadata.tables)
+        for table, rows in before.items():
+            assert [pick(row, rows[0]) for row in after[table]] == rows
+        home.vectors[1][Entity.ITEM]["item 1"] = np.full(home.dims[1], 0.5, np.float32)
+        with client_of(home) as client:
+            for live in (1, 2):
+                ids = home.ids(version=live)
+                for target in range(live + 1):
+                    body = {"ids": ids, "version": target}
+                    answer = client.post("/embeddings/batch", json=body)
+                    assert_served(read_rows(answer), home, ids, target, live=live)
+                if live == 1:
+                    home.promote(2)
+                    wait_for(client, live=2)
+        assert home.backcast.registry.operations.get("op1").actor == "ann"
+        check_books(home)
+
+    def test_the_way_down_and_up_again_keeps_it_too(self, home: Home) -> None:
+        engine = home.backcast.registry._engine
+        before = self.contents(engine)
+        upgrade(engine)
+        downgrade(engine, FIRST)
+        assert self.contents(engine) == before
+        upgrade(engine)
+        check_books(home)
+
+
+def pick(row: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in names}
+
+
+def wait_for(client: TestClient, *, live: int) -> None:
+    deadline = time.monotonic() + 30
+    while client.get("/readyz").json()["live_version"] != live:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
