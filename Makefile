@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := service train dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format lock picture openapi bench-serving bench-feast clean
+.PHONY: help demo test test-long lint format lock picture openapi bench-serving bench-feast soak clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-serving: .venv/installed-apps  ## How fast the service is: a table, from r
 
 bench-feast: .venv/installed-apps .venv-feast/installed  ## Only the comparison with Feast's feature server
 	$(BIN)/python benchmarks/serving.py --only feast $(ARGS)
+
+soak: .venv/installed-dev  ## Replicas under faults, every vector verified: make soak ARGS='--minutes 10'
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf .venv .venv-feast .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
