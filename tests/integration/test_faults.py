@@ -643,4 +643,5 @@ def test_every_command_of_the_page_on_faults_is_tried_here() -> None:
     source = Path(__file__).read_text()
     assert named == {"promote", "db upgrade"}
     for command in named:
-        assert f'backcast(home, "{"\", \"".join(command.split())}"' in source.replace("'", '"')
+        quoted = ", ".join(f'"{word}"' for word in command.split())
+        assert f"backcast(home, {quoted}" in source
