@@ -85,7 +85,6 @@ def publish(
     folding = Folding.of(registry, artifacts, base.live, version, base.erased)
     rows = folding.batches(_without_erased(batches, base.erased))
     record = write_snapshot(artifacts, version, known.dim, rows)
-    record = replace(record, created_at=registry.now())  # whichever host: later means newer
     if base.live is not None:
         record = replace(record, base_snapshot=base.live.snapshot, base_delta=base.live.delta)
     details = {**details, **_noted(artifacts, folding, record)}
