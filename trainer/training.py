@@ -242,6 +242,12 @@ def _metrics(step: Step, made: Made) -> dict[str, Any]:
         # Mean over users and items of ‖B_k(z_k) − z_{k-1}‖₂, not squared.
         metrics["alignment_error"] = float(np.linalg.norm(mapped - target, axis=1).mean())
         metrics["parent_norm"] = float(np.linalg.norm(target, axis=1).mean())
-    test = step.test(made.trained.archived.vocabulary)
-    metrics["recall_at_50"] = None if test is None else test.recall(made.trained.archived.model)
+        # On the edges that M_k is measured on: what is lost or won by taking its place.
+        metrics["parent_recall_at_50"] = _recall(step, parent)
+    metrics["recall_at_50"] = _recall(step, made.trained.archived)
     return metrics
+
+
+def _recall(step: Step, archived: ArchivedModel) -> float | None:
+    test = step.test(archived.vocabulary)
+    return None if test is None else test.recall(archived.model.to(step.device))

@@ -171,7 +171,8 @@ class TestWhatIsRegistered:
                 "libraries": library_versions(),
             }
             measured = {"selected_epoch", "selection_recall_at_50", "seconds", "recall_at_50"}
-            aligned = {"alignment_error", "parent_norm"} if version.number else set()
+            aligned = {"alignment_error", "parent_norm", "parent_recall_at_50"}
+            aligned = aligned if version.number else set()
             assert set(metrics) == measured | aligned
             assert metrics["selected_epoch"] in {2, 4, 6}
 
@@ -210,16 +211,17 @@ class TestMetrics:
         archived = load_model(trained.artifacts, version)
         split = training_split(dataset, version)
 
-        def recall(holdout: Holdout | None) -> float:
+        def recall(holdout: Holdout | None, of: ArchivedModel) -> float:
             assert holdout is not None
-            graph = Graph.of(
-                dataset, holdout.visible, holdout.users, holdout.items, archived.vocabulary
-            )
-            return recall_at_k(*embed(archived.model, graph), holdout, 50)
+            graph = Graph.of(dataset, holdout.visible, holdout.users, holdout.items, of.vocabulary)
+            return recall_at_k(*embed(of.model, graph), holdout, 50)
 
         metrics = version.details["metrics"]
-        assert metrics["selection_recall_at_50"] == recall(split.selection)
-        assert metrics["recall_at_50"] == recall(split.test)
+        assert metrics["selection_recall_at_50"] == recall(split.selection, archived)
+        assert metrics["recall_at_50"] == recall(split.test, archived)
+        if version.parent is not None:
+            parent = load_model(trained.artifacts, trained.registry.versions.get(version.parent))
+            assert metrics["parent_recall_at_50"] == recall(split.test, parent)
 
     @pytest.mark.parametrize("number", [1, 2])
     def test_alignment_error_is_that_of_the_model_kept(
