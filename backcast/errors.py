@@ -4,6 +4,7 @@ BackcastError
 ├── InvalidInput                  a value from outside breaks a stated rule
 │   ├── VersionRequired           no version asked for and no pin to fall back on
 │   ├── BatchTooLarge             more ids than one request may carry
+│   ├── NotFinite                 a vector holds NaN or infinite values
 │   ├── DataError                 an interaction or item file that cannot be read as stated
 │   ├── IdempotencyKeyReused      the key of one request came with another
 │   └── DimensionMismatch         two arrays that should fit do not
@@ -12,6 +13,7 @@ BackcastError
 │   ├── UnknownId
 │   ├── UnknownOperation
 │   ├── UnknownSnapshot
+│   ├── UnknownDeployment
 │   ├── UnknownKey
 │   └── UnknownConsumer
 ├── Conflict
@@ -120,6 +122,20 @@ class BatchTooLarge(InvalidInput):
         )
 
 
+class NotFinite(InvalidInput):
+    """A vector holds NaN or infinite values."""
+
+    code = "not-finite"
+
+    def __init__(self, count: int, entity: str, id: str) -> None:
+        super().__init__(
+            f"{count} vectors hold NaN or infinite values; the first is that of {entity} {id!r}.",
+            count=count,
+            entity=entity,
+            id=id,
+        )
+
+
 class DataError(InvalidInput):
     """An interaction or item file that cannot be read as stated."""
 
@@ -199,6 +215,18 @@ class UnknownSnapshot(NotFound):
 
     def __init__(self, snapshot: str) -> None:
         super().__init__(f"No snapshot {snapshot!r}.", snapshot=snapshot)
+
+
+class UnknownDeployment(NotFound):
+    """No deployment has this generation."""
+
+    code = "unknown-deployment"
+
+    def __init__(self, generation: int) -> None:
+        super().__init__(
+            f"No deployment {generation}; `backcast deployments` lists them.",
+            generation=generation,
+        )
 
 
 class UnknownKey(NotFound):

@@ -105,6 +105,27 @@ class Settings(BaseSettings):
         description="For how many days a version must not have been used before it is retired "
         "without force.",
     )
+    gate_coverage: float = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="A promotion is refused unless its snapshot holds this fraction of the live "
+        "ids, of each kind.",
+    )
+    gate_change: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A promotion is refused where more than 5 % of a servable version's vectors "
+        "change by more than this, relative to their length.",
+    )
+    gate_metric: float = Field(
+        default=0.9,
+        ge=0,
+        allow_inf_nan=False,
+        description="A promotion is refused where Recall@50 is less than this times that of the "
+        "parent on the same edges.",
+    )
     url: str = Field(
         default="http://127.0.0.1:8000", description="For the client: where the service answers."
     )

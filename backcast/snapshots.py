@@ -6,7 +6,7 @@ Columns: ``entity`` string, ``id`` string, ``vector`` fixed_size_list<float32>[D
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,22 @@ def write_snapshot(
     """
     now = utc_now()
     folder = artifacts.new_folder("snapshots", f"v{version}-{now:%Y%m%dT%H%M%S}")
+    return write_vectors(artifacts, folder, version, dim, _each_id_once(batches), now)
+
+
+def write_vectors(
+    artifacts: Artifacts,
+    folder: str,
+    version: int,
+    dim: int,
+    batches: Iterable[VectorBatch],
+    created_at: datetime,
+) -> SnapshotRecord:
+    """Write vectors in the format of a snapshot, whose ids are known to come once only.
+
+    Raises:
+        InvalidInput: there are no vectors. DimensionMismatch: a batch is not of dimension ``dim``.
+    """
     writers: dict[Entity, _EntityWriter] = {}
     try:
         with ExitStack() as stack:
@@ -51,9 +67,7 @@ def write_snapshot(
                 writers[batch.entity].write(batch)
         if not writers:
             raise InvalidInput(f"Version {version} has no vectors to publish.")
-        for writer in writers.values():
-            writer.refuse_duplicates()
-        return _seal(artifacts, folder, version, dim, writers, now)
+        return _seal(artifacts, folder, version, dim, writers, created_at)
     except BaseException:
         artifacts.delete(folder)
         raise
@@ -95,35 +109,42 @@ def _seal(
 
 
 class _EntityWriter:
-    """Writes one Parquet file, and remembers a hash of each id so that none comes twice."""
+    """Writes one Parquet file."""
 
     def __init__(self, entity: Entity, file: HashingFile, parquet: pq.ParquetWriter) -> None:
         self.entity = entity
         self.file = file
+        self.count = 0
         self._parquet = parquet
-        self._hashes: list[NDArray[np.void]] = []
-
-    @property
-    def count(self) -> int:
-        return sum(len(hashes) for hashes in self._hashes)
 
     def write(self, batch: VectorBatch) -> None:
         for piece in batch.slices(_ROWS):
-            digests = b"".join(xxhash.xxh3_128_digest(id.encode()) for id in piece.ids)
-            self._hashes.append(np.frombuffer(digests, dtype="V16"))
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(piece.vectors.reshape(-1)), batch.dim
             )
             entity = pa.repeat(pa.scalar(str(self.entity)), len(piece.ids))
             columns = [entity, pa.array(piece.ids, pa.string()), vectors]
             self._parquet.write_table(pa.Table.from_arrays(columns, schema=_schema(batch.dim)))
+            self.count += len(piece.ids)
 
-    def refuse_duplicates(self) -> None:
-        halves = np.concatenate(self._hashes).view("<u8").reshape(-1, 2)
-        ordered = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
-        repeated = int((ordered[1:] == ordered[:-1]).all(axis=1).sum())
-        if repeated:
-            raise InvalidInput(f"{repeated} {self.entity} ids come more than once.")
+
+def _each_id_once(batches: Iterable[VectorBatch]) -> Iterator[VectorBatch]:
+    """Yield the batches, and remember a hash of each id so that none comes twice."""
+    hashes: dict[Entity, list[NDArray[np.void]]] = {}
+    for batch in batches:
+        yield batch
+        digests = b"".join(xxhash.xxh3_128_digest(id.encode()) for id in batch.ids)
+        hashes.setdefault(batch.entity, []).append(np.frombuffer(digests, dtype="V16"))
+    for entity, known in hashes.items():
+        _refuse_duplicates(entity, known)
+
+
+def _refuse_duplicates(entity: Entity, hashes: list[NDArray[np.void]]) -> None:
+    halves = np.concatenate(hashes).view("<u8").reshape(-1, 2)
+    ordered = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+    repeated = int((ordered[1:] == ordered[:-1]).all(axis=1).sum())
+    if repeated:
+        raise InvalidInput(f"{repeated} {entity} ids come more than once.")
 
 
 def _name(entity: Entity) -> str:
@@ -135,7 +156,20 @@ def _schema(dim: int) -> pa.Schema:
     return pa.schema([("entity", pa.string()), ("id", pa.string()), ("vector", vector)])
 
 
-def read_snapshot(artifacts: Artifacts, record: SnapshotRecord) -> Iterator[VectorBatch]:
+class Registered(Protocol):
+    """What must be known of files in this format to read them."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def manifest_sha256(self) -> str: ...
+
+
+def read_snapshot(artifacts: Artifacts, record: Registered) -> Iterator[VectorBatch]:
     """Yield all vectors of a snapshot, every checksum verified before the first row of a file.
 
     Raises:
@@ -147,7 +181,7 @@ def read_snapshot(artifacts: Artifacts, record: SnapshotRecord) -> Iterator[Vect
         seen = 0
         with artifacts.open(record.folder, entry["name"], entry["sha256"]) as file:
             try:
-                parquet = pq.ParquetFile(file)
+                parquet = pq.ParquetFile(file, pre_buffer=False)  # or all of it is held
                 if not parquet.schema_arrow.equals(_schema(record.dim)):
                     raise ArtifactCorrupt(where, f"its columns are not those of dim {record.dim}")
                 for rows in parquet.iter_batches(batch_size=_ROWS):
@@ -160,7 +194,7 @@ def read_snapshot(artifacts: Artifacts, record: SnapshotRecord) -> Iterator[Vect
             raise ArtifactCorrupt(where, f"it holds {seen} rows, not {entry['count']}")
 
 
-def read_ids(artifacts: Artifacts, record: SnapshotRecord, entity: Entity) -> Iterator[list[str]]:
+def read_ids(artifacts: Artifacts, record: Registered, entity: Entity) -> Iterator[list[str]]:
     """Yield the ids of one entity kind, some at a time, without their vectors.
 
     The column is read alone, so no checksum is verified: for reports and searches, not to serve.
@@ -171,13 +205,14 @@ def read_ids(artifacts: Artifacts, record: SnapshotRecord, entity: Entity) -> It
     where = artifacts.url(record.folder, entry["name"])
     with artifacts.open_unchecked(record.folder, entry["name"]) as file:
         try:
-            for rows in pq.ParquetFile(file).iter_batches(batch_size=_ROWS, columns=["id"]):
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            for rows in parquet.iter_batches(batch_size=_ROWS, columns=["id"]):
                 yield rows.column("id").to_pylist()
         except (pa.ArrowException, KeyError) as error:
             raise ArtifactCorrupt(where, str(error)) from error
 
 
-def _read_manifest(artifacts: Artifacts, record: SnapshotRecord) -> Any:
+def _read_manifest(artifacts: Artifacts, record: Registered) -> Any:
     manifest = artifacts.read_json(record.folder, _MANIFEST, record.manifest_sha256)
     if manifest["format"] != FORMAT or manifest["dim"] != record.dim:
         where = artifacts.url(record.folder, _MANIFEST)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backcast.errors import DimensionMismatch, InvalidInput
+from backcast.errors import DimensionMismatch, InvalidInput, NotFinite
 from backcast.versions import Entity
 
 MAX_ID_BYTES = 1024
@@ -23,7 +23,7 @@ class VectorBatch:
 
     Raises:
         DimensionMismatch: ``vectors`` is not (n, D).
-        InvalidInput: an id is empty, too long or not UTF-8; a value is NaN or infinite.
+        InvalidInput: an id is empty, too long or not UTF-8. NotFinite: a value is NaN or infinite.
     """
 
     entity: Entity
@@ -38,10 +38,7 @@ class VectorBatch:
         finite: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
         if not finite.all():
             first = self.ids[int(np.argmin(finite))]
-            raise InvalidInput(
-                f"{len(finite) - int(finite.sum())} vectors hold NaN or infinite values; "
-                f"the first is that of {self.entity} {first!r}."
-            )
+            raise NotFinite(len(finite) - int(finite.sum()), self.entity, first)
         for id in self.ids:
             check_id(id)
         object.__setattr__(self, "vectors", vectors)

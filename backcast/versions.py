@@ -1,6 +1,6 @@
 """The words both sides share: versions, snapshots, keys and the records the registry keeps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
@@ -154,6 +154,42 @@ class DeltaRecord(DeltaDraft):
     snapshot: str
     number: int
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class DiffDraft:
+    """What a switch changes for the consumers of version ``target``, measured before it."""
+
+    target: int
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DriftRecord:
+    """The drift bounds of the vectors of ``snapshot``, as the registry knows them.
+
+    Attributes:
+        id: the name that the store holds them under.
+        targets: the version that each of the numbers of an id belongs to.
+        counts: ids by entity kind.
+        unsettled: hashes of ids, by version and entity kind, that were put while that version was
+            live and the bounds were worked out already: they have none for it.
+        figures: how the bounds are spread, by version and entity kind.
+    """
+
+    id: str
+    snapshot: str
+    targets: Sequence[int]
+    counts: Mapping[str, int]
+    folder: str
+    manifest_sha256: str
+    unsettled: Mapping[str, Mapping[str, Sequence[int]]]
+    figures: Mapping[str, Any]
+
+    @property
+    def dim(self) -> int:
+        """How many numbers an id has."""
+        return len(self.targets)
 
 
 @dataclass(frozen=True)

@@ -99,4 +99,6 @@ def replica_environment(settings: Settings) -> dict[str, str]:
         BACKCAST_GRACE_SECONDS=str(settings.grace_seconds),
         BACKCAST_POLL_SECONDS=str(settings.poll_seconds),
         BACKCAST_OPERATION_TIMEOUT=str(settings.operation_timeout),
+        BACKCAST_GATE_COVERAGE=str(settings.gate_coverage),
+        BACKCAST_GATE_CHANGE=str(settings.gate_change),
     )

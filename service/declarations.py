@@ -48,7 +48,10 @@ _MEANINGS = {
     503: "Nothing is live yet, or a part that is needed does not answer.",
 }
 _BATCH_HEADERS = {"Backcast-Missing": "How many of the ids have no vector."}
-_ONE_HEADERS = {"ETag": "Of entity, id, version, snapshot and media type, for If-None-Match."}
+_ONE_HEADERS = {
+    "Backcast-Drift-Bound": "Where `drift` was asked for: the vector's drift bound, or `unknown`.",
+    "ETag": "Of entity, id, version, snapshot and media type, for If-None-Match.",
+}
 
 
 def problem_responses(*statuses: int) -> Responses:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from backcast.versions import Entity, OperationState, Version, VersionState
@@ -20,6 +20,11 @@ _VERSION_DESCRIPTION = (
     "The version that the vectors must be compatible with, or `live` for the latest. "
     "Without one the consumer's pin is taken; without a pin the answer is 422."
 )
+
+_DRIFT_DESCRIPTION = (
+    "Also state each vector's drift bound: how far, at most, it is from the last one stored."
+)
+_BOUND_DESCRIPTION = "Only where `drift` was asked for: the drift bound, null where there is none."
 
 LARGEST_VERSION = 2**31 - 1
 
@@ -46,6 +51,7 @@ class EmbeddingQuery(RequestDocument):
         default=None, description=_VERSION_DESCRIPTION, examples=[1, "live"]
     )
     entity: Entity = Field(default=Entity.ITEM, description="What the id stands for.")
+    drift: bool = Field(default=False, description=_DRIFT_DESCRIPTION)
 
 
 class BatchRequest(RequestDocument):
@@ -62,6 +68,7 @@ class BatchRequest(RequestDocument):
     )
     version: StrictVersionName | None = Field(default=None, description=_VERSION_DESCRIPTION)
     entity: Entity = Field(default=Entity.ITEM, description="What the ids stand for.")
+    drift: StrictBool = Field(default=False, description=_DRIFT_DESCRIPTION)
 
 
 class EmbeddingDocument(Document):
@@ -74,6 +81,7 @@ class EmbeddingDocument(Document):
     snapshot: str = Field(description="S.d: that vector's snapshot and delta.")
     dim: int
     embedding: list[float] = Field(description="`dim` float32 numbers, exact to the last bit.")
+    drift_bound: float | None = Field(default=None, description=_BOUND_DESCRIPTION)
 
 
 class BatchRow(Document):
@@ -82,6 +90,7 @@ class BatchRow(Document):
     id: str
     status: Literal["ok", "missing"]
     embedding: list[float] | None
+    drift_bound: float | None = Field(default=None, description=_BOUND_DESCRIPTION)
 
 
 class BatchDocument(Document):
@@ -122,6 +131,18 @@ class VersionDocument(Document):
         return cls(**record, servable=servable, metrics=metrics, **more)
 
 
+class DriftDocument(Document):
+    """How drift bounds are spread; figures are missing where no id has a bound."""
+
+    known: int = Field(description="Ids that have a bound.")
+    unknown: int = Field(description="Ids that have none: never stored as this version.")
+    mean: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    max: float | None = None
+
+
 class VersionDetailDocument(VersionDocument):
     """One registered version, and how the live one leads back to it."""
 
@@ -132,6 +153,11 @@ class VersionDetailDocument(VersionDocument):
     )
     condition: float | None = Field(
         description="That value over the smallest one; None where it is infinite or not servable."
+    )
+    drift: dict[Entity, DriftDocument] | None = Field(
+        description="How far, at most, vectors of this version are from the last ones stored, by "
+        "entity kind, as of the live snapshot's promotion. None for the live version, whose own "
+        "vectors are stored, and where nothing is known."
     )
 
 
@@ -159,7 +185,8 @@ class PromotionRequest(RequestDocument):
     dry_run: bool = Field(default=False, description="Run every gate and change nothing.")
     force: bool = Field(
         default=False,
-        description="Promote although the live version would leave the chain. Needs a `reason`.",
+        description="Promote although gates fail that may be overridden: lineage, coverage, "
+        "change, metric. Needs a `reason`.",
     )
     reason: str | None = Field(default=None, min_length=1, max_length=2000)
 
@@ -262,6 +289,79 @@ class GateDocument(Document):
     name: str
     passed: bool
     finding: str
+    figure: float | None = Field(default=None, description="What was measured, if anything.")
+    threshold: float | None = Field(default=None, description="What it is held to, if a number.")
+
+
+class SpreadDocument(Document):
+    """How numbers are spread: mean and max exactly, percentiles to half a percent."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class TurnDocument(Document):
+    """Cosines between vectors before and after; 5 % are below `p05`."""
+
+    mean: float
+    p05: float
+    min: float
+
+
+class MoverDocument(Document):
+    """One id, and how its vector changes."""
+
+    id: str
+    absolute: float
+    relative: float
+    cosine: float
+
+
+class ChangeDocument(Document):
+    """How the vectors of one version and one entity kind change."""
+
+    compared: int
+    without_length: int = Field(description="Zero vectors: no relative change, or no cosine.")
+    not_finite: int = Field(description="Products that overflow; they are in no other figure.")
+    absolute: SpreadDocument | None = Field(description="Of ‖after - before‖.")
+    relative: SpreadDocument | None = Field(description="Of ‖after - before‖ / ‖before‖.")
+    cosine: TurnDocument | None
+    most_changed: list[MoverDocument] = Field(description="By relative change, most first.")
+
+
+class TargetDiffDocument(Document):
+    """What the consumers of one version would see change."""
+
+    version: int
+    gain: float = Field(description="The largest singular value of the candidate's map to it.")
+    condition: float | None = Field(description="That over the smallest; null where infinite.")
+    entities: dict[Entity, ChangeDocument]
+
+
+class OverlapDocument(Document):
+    """Ids of one entity kind: live, in the candidate, in both; the first 20 others by name."""
+
+    before: int
+    after: int
+    compared: int
+    gained: int
+    lost: int
+    gained_ids: list[str]
+    lost_ids: list[str]
+
+
+class DiffDocument(Document):
+    """What a promotion changes, for every version that both sides serve."""
+
+    version: int
+    snapshot: str
+    live_version: int
+    baseline: str = Field(description="S.d that it was compared with.")
+    ids: dict[Entity, OverlapDocument]
+    versions: list[TargetDiffDocument]
 
 
 class PlanDocument(Document):
@@ -273,6 +373,7 @@ class PlanDocument(Document):
     servable_versions: list[int]
     gates: list[GateDocument]
     passed: bool
+    diff: DiffDocument | None = Field(description="Null where nothing was live to compare with.")
 
 
 class OperationDocument(Document):
@@ -348,6 +449,12 @@ class DeploymentDocument(Document):
     gates: Mapping[str, Any] = Field(description="What each gate found.")
     operation: str | None
     created_at: datetime
+
+
+class DeploymentDetailDocument(DeploymentDocument):
+    """One change of what is live, and what it changed for the consumers of each version."""
+
+    diff: DiffDocument | None = Field(description="Null where nothing was compared.")
 
 
 class DeploymentsDocument(Document):

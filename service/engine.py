@@ -20,6 +20,7 @@ from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
 from backcast.changes import ChangedSnapshot, read_changes
 from backcast.devices import choose_device
+from backcast.drift import DriftBounds, LiveDrift
 from backcast.errors import (
     NotReady,
     SnapshotMismatch,
@@ -50,10 +51,12 @@ class Embeddings:
         vectors: (n, D_j) float32; rows of unknown ids are NaN. What is stored is always finite,
             so NaN says that a vector is missing and nothing else.
         found: (n,) bool.
+        drift: (n,) float32, the drift bounds where they were asked for; NaN where there is none.
     """
 
     vectors: NDArray[np.float32]
     found: NDArray[np.bool_]
+    drift: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,7 @@ class Snapshot:
         maps: W_k^j for every other version j on the chain of k, retired ones included.
         transforms: what the maps were composed of.
         versions: the record of every version, by number.
+        bounds: the drift bounds of S, where there are any and the store holds them.
         at_hand: one vector is found and mapped on this host's CPU, from memory, in less time than
             it takes to hand the work to another thread.
     """
@@ -138,6 +142,7 @@ class Snapshot:
     versions: Mapping[int, Version]
     at_hand: bool
     loaded_at: datetime
+    bounds: DriftBounds | None = None
 
     @property
     def name(self) -> str:
@@ -193,6 +198,28 @@ class Snapshot:
         if np.count_nonzero(found) < len(found):
             rows[~found] = np.nan
         return Embeddings(rows, found)
+
+    def with_drift(self, entity: Entity, ids: Sequence[str], version: int) -> Embeddings:
+        """Return the same, and the drift bound of each vector.
+
+        Raises:
+            UnknownVersion, VersionRetired, VersionNotPromoted, VersionOffChain: see ``resolve``.
+            StoreError: the vector store does not answer.
+        """
+        return replace(
+            self.vectors(entity, ids, version), drift=self.drift.of(entity, ids, version)
+        )
+
+    @cached_property
+    def drift(self) -> LiveDrift:
+        """How far each vector may be from the last one stored."""
+
+        def mapped(version: int, stored: NDArray[np.float32]) -> NDArray[np.float32]:
+            rows = np.empty((len(stored), self.versions[version].dim), np.float32)
+            self.maps[version](stored, out=rows)
+            return rows
+
+        return LiveDrift(self.live.version, self.store, self.bounds, mapped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +374,17 @@ class Engine:
             versions=versions,
             at_hand=isinstance(self._store, EmbeddedStore) and self._device.type == "cpu",
             loaded_at=utc_now(),
+            bounds=self._bounds(live.snapshot),
         )
+
+    def _bounds(self, snapshot: str) -> DriftBounds | None:
+        record = self._registry.drifts.of(snapshot)
+        if record is None:
+            return None
+        try:
+            return DriftBounds(record, self._store.open(record.id))
+        except SnapshotNotLoaded:  # vectors can be served all the same
+            return None
 
     def _open(self, live: Live, dim: int) -> ChangedSnapshot:
         stored = self._store.open(live.snapshot)

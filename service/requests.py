@@ -189,7 +189,9 @@ def _read_arrow_batch(limit: int, query: EmbeddingQuery, content: bytes) -> Batc
     except UnreadableIds as error:
         found = {"loc": ("body",), "msg": str(error), "type": "arrow_invalid"}
         raise RequestValidationError([found]) from error
-    return BatchRequest.model_construct(ids=ids, version=query.version, entity=query.entity)
+    return BatchRequest.model_construct(
+        ids=ids, version=query.version, entity=query.entity, drift=query.drift
+    )
 
 
 def _invalid(error: ValidationError, where: str) -> RequestValidationError:

@@ -86,12 +86,21 @@ def _quality(media: str, qualities: dict[str, float]) -> float:
     return next((quality for quality in matching if quality is not None), 0.0)
 
 
-def encode_one(format: Format, source: Source, id: str, vector: NDArray[np.float32]) -> Body:
-    """Write one vector of shape (D,)."""
+def encode_one(
+    format: Format,
+    source: Source,
+    id: str,
+    vector: NDArray[np.float32],
+    drift: NDArray[np.float32] | None = None,
+) -> Body:
+    """Write one vector of shape (D,), and its drift bound, of shape (1,), where it is given.
+
+    Raw float32 has no place for that.
+    """
     if format is Format.RAW:
         return Body(_little_endian(vector), vector.shape)
     if format is Format.ARROW:
-        return Body(_arrow([id], Embeddings(vector[np.newaxis], np.ones(1, np.bool_))))
+        return Body(_arrow([id], Embeddings(vector[np.newaxis], np.ones(1, np.bool_), drift)))
     document = {
         "id": id,
         "entity": source.entity,
@@ -101,6 +110,8 @@ def encode_one(format: Format, source: Source, id: str, vector: NDArray[np.float
         "dim": source.dim,
         "embedding": vector,
     }
+    if drift is not None:
+        document["drift_bound"] = drift[0]  # NaN is written as null
     return Body(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
@@ -138,6 +149,9 @@ def _json_rows(ids: Sequence[str], rows: Embeddings, piece: slice) -> bytes:
         {"id": id, "status": "ok" if known else "missing", "embedding": row if known else None}
         for id, known, row in zip(ids[piece], found, rows.vectors[piece], strict=True)
     ]
+    if rows.drift is not None:
+        for answer, bound in zip(answers, rows.drift[piece], strict=True):
+            answer["drift_bound"] = bound  # NaN is written as null
     return orjson.dumps(answers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
@@ -150,7 +164,10 @@ def _arrow(ids: Sequence[str], rows: Embeddings) -> memoryview:
         pa.array(rows.vectors.reshape(-1)), rows.vectors.shape[1], mask=pa.array(~rows.found)
     )
     status = pa.DictionaryArray.from_arrays(pa.array(rows.found.astype(np.int8)), _STATUS)
-    batch = pa.record_batch({"id": pa.array(ids, pa.string()), "status": status, "vector": vectors})
+    columns = {"id": pa.array(ids, pa.string()), "status": status, "vector": vectors}
+    if rows.drift is not None:
+        columns["drift_bound"] = pa.array(rows.drift, mask=np.isnan(rows.drift))
+    batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from backcast.lifecycle import publish
 from backcast.registry import tables
 from backcast.registry.schema import make_engine
-from backcast.stores import Gathered, StoredSnapshot, VectorStore
+from backcast.stores import Gathered, Precision, StoredSnapshot, VectorStore
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, Scope
 from service.app import create_app
@@ -218,8 +218,9 @@ class WatchedStore:
         dim: int,
         counts: Mapping[Entity, int],
         batches: Iterable[VectorBatch],
+        precision: Precision | None = None,
     ) -> None:
-        self._store.load(snapshot, dim, counts, batches)
+        self._store.load(snapshot, dim, counts, batches, precision)
 
     def open(self, snapshot: str) -> StoredSnapshot:
         return WatchedSnapshot(self._store.open(snapshot), self._before)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from backcast.cli import changes, commands, consumers
+from backcast.cli import changes, commands, consumers, promotion
 from backcast.cli.output import say
 from backcast.errors import BackcastError, ConfigError
 from backcast.settings import check_environment
@@ -99,6 +99,7 @@ app = typer.Typer(
 commands.add_to(app)
 consumers.add_to(app)
 changes.add_to(app)
+promotion.add_to(app)
 
 
 @app.callback()

@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 
 from backcast.cli import operations
 from backcast.cli.output import print_json, print_table, say
+from backcast.cli.promotion import print_plan
 from backcast.client import Client, VersionName
 from backcast.errors import InvalidInput
 from backcast.lifecycle import Promote, open_backcast, plan_promotion
@@ -91,7 +92,9 @@ def promote_command(
     expected_live: Annotated[
         int | None, typer.Option(help="Refuse unless this version is live now.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Promote although the lineage gate fails.")] = False,
+    force: Annotated[
+        bool, typer.Option(help="Promote although gates fail that may be overridden.")
+    ] = False,
     reason: Annotated[str | None, typer.Option(help="Why; required by --force.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +103,7 @@ def promote_command(
     with open_backcast(settings) as backcast:
         if dry_run:
             plan = plan_promotion(backcast, version, expected_live=expected_live)
-            operations.print_plan(plan.document(), as_json)
+            print_plan(plan.document(), as_json)
             raise typer.Exit(0 if plan.passed else 1)
         order = Promote(version, expected_live, force, reason)
         what = f"promoting version {version}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from backcast.cli.output import interruptible, print_json, print_table, progress, say
+from backcast.cli.promotion import print_plan
 from backcast.errors import Conflict, InvalidInput
 from backcast.lifecycle import (
     Backcast,
@@ -158,18 +159,6 @@ def refresh_command(
             raise typer.Exit(0 if plan.passed else 1)
         outcome = perform(backcast, settings, order, f"refreshing version {version}")
         print_outcome(outcome, as_json)
-
-
-def print_plan(plan: Mapping[str, Any], as_json: bool) -> None:
-    """Print what a promotion would do."""
-    if as_json:
-        print_json(plan)
-        return
-    print_table(
-        ("gate", "result", "finding"),
-        [(g["name"], "passed" if g["passed"] else "FAILED", g["finding"]) for g in plan["gates"]],
-        title=f"Promotion of version {plan['version']}, snapshot {plan['snapshot']}",
-    )
 
 
 def operations_command(

@@ -15,7 +15,10 @@ from backcast.lifecycle.collecting import (
     plan_litter,
     sweep,
 )
+from backcast.lifecycle.comparing import Compared
 from backcast.lifecycle.exporting import Exported, count_exported, export
+from backcast.lifecycle.gates import Gate, Thresholds
+from backcast.lifecycle.history import deployment_diff
 from backcast.lifecycle.loading import load_snapshot
 from backcast.lifecycle.operations import run_order
 from backcast.lifecycle.orders import Order, Promote, Refresh, Rollback
@@ -23,9 +26,9 @@ from backcast.lifecycle.places import Backcast, Report, open_backcast
 from backcast.lifecycle.promotion import (
     Candidate,
     Expected,
-    Gate,
     Plan,
     Promoted,
+    compare_with_live,
     find_candidate,
     plan_promotion,
     promote,
@@ -41,6 +44,7 @@ __all__ = [
     "Base",
     "Candidate",
     "Collector",
+    "Compared",
     "Doomed",
     "ErasureReport",
     "Expected",
@@ -56,10 +60,13 @@ __all__ = [
     "Report",
     "Rollback",
     "RollbackPlan",
+    "Thresholds",
     "collect",
     "collect_litter",
     "compact",
+    "compare_with_live",
     "count_exported",
+    "deployment_diff",
     "deprecate",
     "erase",
     "export",

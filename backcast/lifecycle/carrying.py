@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from backcast.changes import Changes, Delta, discard_delta, read_delta, write_delta
+from backcast.changes import (
+    Changes,
+    Delta,
+    discard_delta,
+    read_changes,
+    read_delta,
+    write_delta,
+)
+from backcast.drift import hash_of
 from backcast.errors import Conflict
 from backcast.lifecycle.places import Backcast
 from backcast.registry import Switch
-from backcast.versions import DeltaDraft, DeltaRecord, Live, SnapshotRecord
+from backcast.versions import DeltaDraft, DeltaRecord, DriftRecord, Live, SnapshotRecord
 
 
 def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
@@ -29,13 +37,28 @@ def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
         if live is None or switch.seen is None or live.generation != switch.seen.generation:
             return ready  # nothing to carry, or something else went live and this is refused
         carried.extend(_carry(backcast, live, target, switch.actor))
-        return replace(ready, seen=live, carried=carried)
+        drift = None if switch.drift is None else _settled(backcast, switch.drift, switch, live)
+        return replace(ready, seen=live, carried=carried, drift=drift)
 
     try:
         return backcast.registry.deployments.switch_in_turn(with_carried)
     except Conflict:  # refused for certain; where an answer is lost, the files may be needed
         _discard(backcast, carried)
         raise
+
+
+def _settled(backcast: Backcast, drift: DriftRecord, switch: Switch, live: Live) -> DriftRecord:
+    """Take the bounds of the live version from ids that were put since they were worked out.
+
+    Those of older versions hold: what was stored of them last did not change.
+    """
+    compared = switch.compared
+    if compared is None or compared.delta == live.delta or live.version == switch.version:
+        return drift
+    deltas = backcast.registry.deltas.of(live.snapshot, after=compared.delta, upto=live.delta)
+    newer = read_changes(backcast.artifacts, deltas)
+    put = {str(entity): [hash_of(id) for id in newer.upserted(entity)] for entity in newer.places}
+    return replace(drift, unsettled={str(live.version): put})
 
 
 def missed_upserts(backcast: Backcast, live: Live, target: SnapshotRecord) -> Changes:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from backcast.errors import SnapshotNotLoaded
 from backcast.lifecycle.places import Backcast
 from backcast.snapshots import read_snapshot
-from backcast.stores import Rounding, VectorStore
+from backcast.stores import Precision, Rounding, VectorStore
 from backcast.vectors import VectorBatch
-from backcast.versions import Entity
+from backcast.versions import DriftRecord, Entity
 
 
 def load_snapshot(
@@ -25,7 +25,25 @@ def load_snapshot(
     counts = {Entity(name): count for name, count in record.counts.items()}
     batches = _counted(read_snapshot(backcast.artifacts, record), sum(counts.values()), advance)
     backcast.store.load(snapshot, record.dim, counts, batches)
+    drift = backcast.registry.drifts.of(snapshot)
+    if drift is not None:
+        load_drift(backcast, drift)
     return backcast.store.open(snapshot).rounding
+
+
+def load_drift(backcast: Backcast, drift: DriftRecord) -> None:
+    """Load drift bounds into the store, as float32 whatever its precision: bounds are exact."""
+    counts = {Entity(name): count for name, count in drift.counts.items()}
+    batches = read_snapshot(backcast.artifacts, drift)
+    backcast.store.load(drift.id, drift.dim, counts, batches, Precision.FLOAT32)
+
+
+def discard_drift(backcast: Backcast, drift: DriftRecord | None) -> None:
+    """Delete drift bounds that no row names."""
+    if drift is not None:
+        backcast.artifacts.delete(drift.folder)
+        if is_loaded(backcast.store, drift.id):  # what is there in part is left to the collector
+            backcast.store.drop(drift.id)
 
 
 def _counted(

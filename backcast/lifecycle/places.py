@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backcast.artifacts import Artifacts
+from backcast.lifecycle.gates import Thresholds
 from backcast.registry import Registry, open_registry
 from backcast.settings import Settings
-from backcast.stores import VectorStore, open_store
+from backcast.stores import Precision, VectorStore, open_store
 
 Report = Callable[[str, float], None]
 """Called with the name of a step and the fraction of the whole that is done."""
@@ -15,15 +16,28 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Backcast:
-    """Registry, artifacts and store: the three places that a version lives in."""
+    """Registry, artifacts and store: the three places that a version lives in.
+
+    Attributes:
+        thresholds: what the gates of a promotion hold their figures to.
+        precision: that of the vectors which the store will be given.
+    """
 
     registry: Registry
     artifacts: Artifacts
     store: VectorStore
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    precision: Precision = Precision.FLOAT32
 
 
 @contextmanager
 def open_backcast(settings: Settings) -> Iterator[Backcast]:
     """Open registry, artifacts and store, and close them at the end."""
     with open_registry(settings) as registry, closing(open_store(settings)) as store:
-        yield Backcast(registry, Artifacts(settings.artifacts_root), store)
+        yield Backcast(
+            registry,
+            Artifacts(settings.artifacts_root),
+            store,
+            Thresholds.of(settings),
+            Precision(settings.store_precision),
+        )

@@ -1,28 +1,47 @@
 """A version goes live: gates, then the store, then one switch."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
 from backcast.errors import (
+    ArtifactError,
+    ArtifactUnwritable,
     BackcastError,
     Conflict,
     InvalidInput,
     NothingPublished,
     PromotionConflict,
+    RegistryError,
+    SnapshotNotLoaded,
     UnknownVersion,
     VersionRetired,
 )
 from backcast.lifecycle.carrying import switch_carrying
-from backcast.lifecycle.loading import is_loaded, load_snapshot
+from backcast.lifecycle.comparing import Compared, Examination, LiveSide, servable_versions
+from backcast.lifecycle.gates import (
+    Gate,
+    diff_gates,
+    failed_maps_gate,
+    failed_snapshot_gate,
+    lineage_gate,
+    maps_gate,
+    metric_gate,
+    snapshot_gates,
+    uncompared_gates,
+)
+from backcast.lifecycle.loading import discard_drift, is_loaded, load_drift, load_snapshot
 from backcast.lifecycle.places import Backcast, Report
 from backcast.registry import Catalog, Switch
 from backcast.snapshots import read_snapshot
 from backcast.stores import Rounding
+from backcast.transforms import AffineMap
 from backcast.versions import (
     Claim,
+    DiffDraft,
+    DriftRecord,
     Lineage,
     Live,
     SnapshotRecord,
@@ -59,23 +78,21 @@ class Promoted:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One named check before a promotion, with what it found."""
-
-    name: str
-    passed: bool
-    finding: str
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a promotion would do, and whether its gates let it."""
+    """What a promotion would do, and whether its gates let it.
+
+    Attributes:
+        diff: what its consumers would see change; None where nothing could be compared.
+        drift: the drift bounds that would go with it, where they were written.
+    """
 
     version: int
     snapshot: str
     live: Live | None
     servable: tuple[int, ...]
     gates: tuple[Gate, ...]
+    diff: Compared | None = None
+    drift: DriftRecord | None = None
 
     @property
     def passed(self) -> bool:
@@ -91,6 +108,7 @@ class Plan:
             "servable_versions": list(self.servable),
             "gates": [asdict(gate) for gate in self.gates],
             "passed": self.passed,
+            "diff": self.diff.document() if self.diff else None,
         }
 
 
@@ -135,17 +153,7 @@ def plan_promotion(
     Raises:
         UnknownVersion, NothingPublished, VersionRetired, PromotionConflict: see ``find_candidate``.
     """
-    candidate = find_candidate(backcast, version, expected_live=expected_live)
-    catalog, snapshot = candidate.catalog, candidate.snapshot
-    chain = Lineage.of(catalog.versions).chain(version)
-    gates = (
-        _lineage_gate(chain, candidate.live),
-        _maps_gate(backcast.artifacts, catalog, version),
-        _snapshot_gate(backcast, snapshot),
-    )
-    state = {v.number: v.state for v in catalog.versions}
-    servable = tuple(j for j in sorted(chain) if state[j] is not VersionState.RETIRED)
-    return Plan(version, snapshot.id, candidate.live, servable, gates)
+    return _examine(backcast, find_candidate(backcast, version, expected_live=expected_live), _walk)
 
 
 def promote(
@@ -164,8 +172,8 @@ def promote(
     Where ``version`` is live already, a newer snapshot of it takes the old one's place; where the
     store has lost the live snapshot, it is loaded again, and nothing is switched.
 
-    ``force`` overrides failed gates of lineage only, and needs a ``reason``: maps or snapshots
-    that are not what was registered are never served.
+    ``force`` overrides failed gates of lineage, coverage, change and metric, and needs a
+    ``reason``: maps or snapshots that are not what was registered are never served.
 
     Raises:
         Conflict: a gate failed, or another version went live meanwhile. The old one stays live.
@@ -173,27 +181,54 @@ def promote(
     if force and not reason:
         raise InvalidInput("A forced promotion needs a reason.")
     report("check", 0.0)
-    plan = plan_promotion(backcast, version, expected_live=expected_live)
-    _demand(plan, force=force)
-    report("load", 0.2)
-    rounding = load_snapshot(
-        backcast, plan.snapshot, lambda done: report("load", round(0.2 + 0.7 * done, 2))
+    candidate = find_candidate(backcast, version, expected_live=expected_live)
+    plan = _examine(
+        backcast,
+        candidate,
+        Examination.write_drift,
+        lambda done: report("check", round(0.4 * done, 2)),
     )
-    if plan.live is not None and plan.live.snapshot == plan.snapshot:
-        return Promoted(_still_live(backcast, plan.live), rounding)
+    try:
+        _demand(plan, force=force)
+        rounding = _load(backcast, plan, report)
+        if plan.live is not None and plan.live.snapshot == plan.snapshot:
+            return Promoted(_still_live(backcast, plan.live), rounding)
+        switch = _switch(plan, actor, reason, operation)
+        return Promoted(switch_carrying(backcast, switch), rounding)
+    except RegistryError:  # the answer to a commit may be lost, and the bounds be needed
+        raise
+    except BaseException:
+        discard_drift(backcast, plan.drift)
+        raise
+
+
+def _load(backcast: Backcast, plan: Plan, report: Report) -> Rounding:
+    report("load", 0.4)
+    rounding = load_snapshot(
+        backcast, plan.snapshot, lambda done: report("load", round(0.4 + 0.5 * done, 2))
+    )
+    if plan.drift is not None:
+        load_drift(backcast, plan.drift)
     report("switch", 0.9)
-    switch = Switch(
-        kind="refresh" if plan.live and plan.live.version == version else "promote",
-        seen=plan.live,
-        version=version,
+    return rounding
+
+
+def _switch(plan: Plan, actor: str, reason: str | None, operation: Claim | None) -> Switch:
+    live = plan.live
+    return Switch(
+        kind="refresh" if live and live.version == plan.version else "promote",
+        seen=live,
+        version=plan.version,
         snapshot=plan.snapshot,
         actor=actor,
         reason=reason,
-        forced=force and not plan.passed,
-        gates={gate.name: gate.finding for gate in plan.gates},
+        forced=not plan.passed,
+        gates={gate.name: gate.document() for gate in plan.gates},
         operation=operation,
+        compared=live,
+        diffs=_diff_drafts(plan.diff),
+        drift=plan.drift,
     )
-    return Promoted(switch_carrying(backcast, switch), rounding)
 
 
 def _still_live(backcast: Backcast, filled: Live) -> Live:
@@ -212,41 +247,132 @@ def _still_live(backcast: Backcast, filled: Live) -> Live:
     )
 
 
-def _lineage_gate(chain: list[int], live: Live | None) -> Gate:
-    lost = live is not None and live.version not in chain
-    path = " → ".join(f"{number}" for number in chain)
-    finding = f"chain {path}"
-    if live is not None and lost:
-        finding += f"; live version {live.version} is not on it, its consumers would get 409"
-    return Gate("lineage", not lost, finding)
+def _diff_drafts(compared: Compared | None) -> list[DiffDraft]:
+    if compared is None:
+        return []
+    ids = compared.diff.ids_document()
+    return [DiffDraft(t.version, {"ids": ids, **t.figures()}) for t in compared.diff.targets]
 
 
-def _maps_gate(artifacts: Artifacts, catalog: Catalog, version: int) -> Gate:
+def compare_with_live(
+    backcast: Backcast, version: int, advance: Callable[[float], None] = lambda _done: None
+) -> Compared:
+    """Return what a promotion of the newest snapshot of ``version`` would change.
+
+    Raises:
+        UnknownVersion, NothingPublished, VersionRetired, PromotionConflict: see ``find_candidate``.
+        Conflict: nothing is live. ArtifactError, StoreError: one of the two cannot be read.
+    """
+    candidate = find_candidate(backcast, version)
+    live, catalog, snapshot = candidate.live, candidate.catalog, candidate.snapshot
+    if live is None:
+        raise Conflict(f"Nothing is live, so there is nothing to compare version {version} with.")
+    side = LiveSide.open(backcast, catalog, live)
+    chain = load_chain(catalog, backcast.artifacts, version)
+    examination = Examination(backcast, catalog, snapshot, chain, side, advance)
+    _walk(examination)
+    return examination.result()
+
+
+Walk = Callable[[Examination], DriftRecord | None]
+"""Goes through a candidate once, and may leave its drift bounds in a file."""
+
+
+def _walk(examination: Examination) -> None:
+    for _ in examination.moved():
+        pass
+
+
+def _examine(
+    backcast: Backcast,
+    candidate: Candidate,
+    walk: Walk,
+    advance: Callable[[float], None] = lambda _done: None,
+) -> Plan:
+    catalog, snapshot, version = candidate.catalog, candidate.snapshot, candidate.version
+    lineage = Lineage.of(catalog.versions).chain(version)
+    known = {v.number: v for v in catalog.versions}
+    gates = [lineage_gate(lineage, candidate.live)]
+    chain: dict[int, AffineMap] | None = None
     try:
-        chain = load_chain(catalog, artifacts, version)
+        chain = load_chain(catalog, backcast.artifacts, version)
+        gates.append(maps_gate(version, chain))
     except BackcastError as error:
-        return Gate("maps", False, error.message)
-    gains = ", ".join(f"{j}: {chain[j].norm:.3g}" for j in sorted(chain))
-    return Gate("maps", True, f"largest singular value of W_{version}^j by j: {gains}")
+        gates.append(failed_maps_gate(error))
+    found = _look(backcast, candidate, chain, walk, advance)
+    threshold = backcast.thresholds.metric
+    metric = metric_gate(known[version], candidate.live, threshold)
+    return Plan(
+        version,
+        snapshot.id,
+        candidate.live,
+        tuple(servable_versions(catalog.versions, sorted(lineage))),
+        (*gates, *found.gates, metric),
+        found.diff,
+        found.drift,
+    )
 
 
-def _snapshot_gate(backcast: Backcast, snapshot: SnapshotRecord) -> Gate:
+@dataclass(frozen=True)
+class _Found:
+    """What a look at the candidate's vectors found."""
+
+    gates: Sequence[Gate]
+    diff: Compared | None = None
+    drift: DriftRecord | None = None
+
+
+def _look(
+    backcast: Backcast,
+    candidate: Candidate,
+    chain: dict[int, AffineMap] | None,
+    walk: Walk,
+    advance: Callable[[float], None],
+) -> _Found:
+    snapshot, catalog, live = candidate.snapshot, candidate.catalog, candidate.live
+    if live is None or chain is None:
+        reason = "nothing is live" if live is None else "the maps cannot be read"
+        return _verify(backcast, snapshot, uncompared_gates(reason, passed=True))
+    if live.snapshot == snapshot.id:
+        reason = "the live snapshot is loaded again"
+        return _verify(backcast, snapshot, uncompared_gates(reason, passed=True))
+    try:
+        side = LiveSide.open(backcast, catalog, live)
+    except (SnapshotNotLoaded, ArtifactError) as error:
+        return _verify(backcast, snapshot, uncompared_gates(error.message, passed=False))
+    examination = Examination(backcast, catalog, snapshot, chain, side, advance)
+    try:
+        drift = walk(examination)
+    except ArtifactUnwritable:
+        raise
+    except ArtifactError as error:
+        return _Found([failed_snapshot_gate(error)])
+    compared = examination.result()
+    gates = snapshot_gates(snapshot, examination.rows, compared.diff)
+    return _Found([*gates, *diff_gates(compared.diff, backcast.thresholds)], compared, drift)
+
+
+def _verify(backcast: Backcast, snapshot: SnapshotRecord, others: Sequence[Gate]) -> _Found:
     try:
         rows = sum(len(batch.ids) for batch in read_snapshot(backcast.artifacts, snapshot))
-    except BackcastError as error:
-        return Gate("snapshot", False, error.message)
-    return Gate("snapshot", True, f"{rows} finite vectors of dim {snapshot.dim}, digests match")
+    except ArtifactError as error:
+        return _Found([failed_snapshot_gate(error)])
+    return _Found([*snapshot_gates(snapshot, rows, None), *others])
 
 
 def _demand(plan: Plan, *, force: bool) -> None:
     failed = [gate for gate in plan.gates if not gate.passed]
-    blocking = [gate for gate in failed if not force or gate.name != "lineage"]
-    gates = {gate.name: gate for gate in plan.gates}
+    blocking = [gate for gate in failed if not force or not gate.forceable]
     if blocking:
+        hint = (
+            ". Force, with a reason, overrides it."
+            if len(blocking) == 1
+            else (". Force, with a reason, overrides them.")
+        )
         raise Conflict(
             f"Version {plan.version} is not promoted: "
             + "; ".join(f"gate {gate.name}: {gate.finding}" for gate in blocking)
-            + (". Force, with a reason, overrides it." if blocking == [gates["lineage"]] else "."),
+            + (hint if all(gate.forceable for gate in blocking) else "."),
             gates=[asdict(gate) for gate in plan.gates],
         )
 

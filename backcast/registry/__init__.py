@@ -10,6 +10,7 @@ from backcast.registry.consumers import Consumers
 from backcast.registry.database import Database, clock
 from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
+from backcast.registry.diffs import Diffs, Drifts
 from backcast.registry.erasures import Erased, Erasures, digest_of
 from backcast.registry.keys import Keys
 from backcast.registry.operations import OperationDraft, Operations
@@ -50,6 +51,8 @@ class Registry:
         self.deltas = Deltas(database)
         self.erasures = Erasures(database)
         self.deployments = Deployments(database)
+        self.diffs = Diffs(database)
+        self.drifts = Drifts(database)
         self.operations = Operations(database)
         self.keys = Keys(database)
         self.consumers = Consumers(database)

@@ -4,16 +4,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from backcast.errors import NothingPublished, PromotionConflict, VersionRetired
+from backcast.errors import (
+    NothingPublished,
+    PromotionConflict,
+    UnknownDeployment,
+    VersionRetired,
+)
 from backcast.registry import tables
 from backcast.registry.database import Database, clock, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
+from backcast.registry.diffs import replace_drift, write_diffs
 from backcast.registry.operations import fence
 from backcast.registry.versions import read_transforms, read_versions, set_note, set_state
-from backcast.versions import Claim, DeltaDraft, Lineage, Live, Transform, Version, VersionState
+from backcast.versions import (
+    Claim,
+    DeltaDraft,
+    DiffDraft,
+    DriftRecord,
+    Lineage,
+    Live,
+    Transform,
+    Version,
+    VersionState,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,10 @@ class Switch:
         carried: changes that go with the switch: they become the next deltas on ``snapshot``.
         reason: kept with the deployment, and as the note of versions that it rolls back.
         operation: what the switch is part of; where another took it over, nothing is switched.
+        compared: what was live when ``diffs`` and ``drift`` were measured; ``seen``, or that with
+            fewer deltas.
+        diffs: what the switch changes, by version.
+        drift: the drift bounds of ``snapshot`` from now on; a rollback leaves those it had.
     """
 
     kind: str
@@ -47,6 +67,9 @@ class Switch:
     operation: Claim | None = None
     head: int = 0
     carried: Sequence[DeltaDraft] = ()
+    compared: Live | None = None
+    diffs: Sequence[DiffDraft] = ()
+    drift: DriftRecord | None = None
 
 
 class Deployments:
@@ -97,7 +120,10 @@ class Deployments:
                 _swap(connection, change.seen, after)
                 _move_states(connection, change)
                 _supersede(connection, change)
-                _record(connection, change, after)
+                deployment = _record(connection, change, after)
+                write_diffs(connection, deployment, after, change.compared, change.diffs)
+                if change.kind != "rollback":
+                    replace_drift(connection, change.snapshot, change.drift)
         except IntegrityError as error:  # two first promotions at once meet in the primary key
             found = self.live()
             if found == change.seen:
@@ -117,7 +143,16 @@ class Deployments:
         """Return every deployment, newest first."""
         newest_first = select(tables.deployments).order_by(tables.deployments.c.generation.desc())
         with self._db.read() as connection:
-            return [dict(row._mapping) for row in connection.execute(newest_first)]
+            return [_plain(row) for row in connection.execute(newest_first)]
+
+    def get(self, generation: int) -> dict[str, Any]:
+        """Return one deployment; raise UnknownDeployment."""
+        wanted = select(tables.deployments).where(tables.deployments.c.generation == generation)
+        with self._db.read() as connection:
+            row = connection.execute(wanted).first()
+        if row is None:
+            raise UnknownDeployment(generation)
+        return _plain(row)
 
 
 def read_live(connection: Connection) -> Live | None:
@@ -131,6 +166,11 @@ def read_live(connection: Connection) -> Live | None:
         )
     ).first()
     return None if row is None else Live(**row._mapping)
+
+
+def _plain(row: Row[Any]) -> dict[str, Any]:
+    # The names of columns are a kind of str that not everybody takes for one.
+    return {str(name): value for name, value in row._mapping.items()}
 
 
 def _swap(connection: Connection, seen: Live | None, after: Live) -> None:
@@ -205,8 +245,9 @@ def _supersede(connection: Connection, change: Switch) -> None:
         raise NothingPublished(change.version)
 
 
-def _record(connection: Connection, change: Switch, after: Live) -> None:
-    connection.execute(
+def _record(connection: Connection, change: Switch, after: Live) -> int:
+    """Write the deployment and return its id."""
+    written = connection.execute(
         insert(tables.deployments).values(
             kind=change.kind,
             version=change.version,
@@ -224,3 +265,6 @@ def _record(connection: Connection, change: Switch, after: Live) -> None:
             created_at=utc_now(),
         )
     )
+    key = written.inserted_primary_key
+    assert key is not None
+    return int(key[0])

@@ -215,6 +215,7 @@ drifts = Table(
     Column("counts", JSON, nullable=False),
     Column("folder", Text, nullable=False),
     Column("manifest_sha256", String(64), nullable=False),
+    Column("unsettled", JSON, nullable=False),
     Column("figures", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )

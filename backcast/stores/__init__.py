@@ -7,12 +7,13 @@ from backcast.errors import ConfigError
 from backcast.settings import Settings
 from backcast.stores.base import Gathered, StoredSnapshot, VectorStore
 from backcast.stores.embedded import EmbeddedStore
-from backcast.stores.precision import Precision, Rounding
+from backcast.stores.precision import Precision, Rounder, Rounding
 
 __all__ = [
     "EmbeddedStore",
     "Gathered",
     "Precision",
+    "Rounder",
     "Rounding",
     "StoredSnapshot",
     "VectorStore",

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backcast.stores.precision import Rounding
+from backcast.stores.precision import Precision, Rounding
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity
 
@@ -57,10 +57,12 @@ class VectorStore(Protocol):
         dim: int,
         counts: Mapping[Entity, int],
         batches: Iterable[VectorBatch],
+        precision: Precision | None = None,
     ) -> None:
         """Load a snapshot; it becomes visible at once when complete. Loading again is harmless.
 
-        What is held already stays as it is, whatever precision the store would use now.
+        ``precision`` is that of its numbers, where it is not the store's own. What is held
+        already stays as it is, whatever precision the store would use now.
 
         Raises:
             DimensionMismatch: a batch is not of dimension ``dim``, or the counts differ.

@@ -56,6 +56,7 @@ class EmbeddedStore:
         dim: int,
         counts: Mapping[Entity, int],
         batches: Iterable[VectorBatch],
+        precision: Precision | None = None,
     ) -> None:
         """Load a snapshot; see the port. Loads of one store run one after another."""
         with self._writing():
@@ -65,7 +66,7 @@ class EmbeddedStore:
             unfinished = self._folder / f"{_UNFINISHED}{snapshot}"
             unfinished.mkdir()
             try:
-                _write(unfinished, dim, counts, batches, Rounder(self._precision))
+                _write(unfinished, dim, counts, batches, Rounder(precision or self._precision))
                 os.rename(unfinished, target)
                 _sync(self._folder)
             finally:

@@ -65,13 +65,14 @@ class RedisStore:
         dim: int,
         counts: Mapping[Entity, int],
         batches: Iterable[VectorBatch],
+        precision: Precision | None = None,
     ) -> None:
         """Load a snapshot; see the port."""
         with self._translated():
             self._demand_no_eviction()
             if self._redis.exists(_marker(snapshot)):
                 return
-            rounder = Rounder(self._precision)
+            rounder = Rounder(precision or self._precision)
             try:
                 size = self._write_all(snapshot, dim, counts, batches, rounder)
             except (InvalidInput, redis.OutOfMemoryError):

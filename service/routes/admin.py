@@ -22,6 +22,7 @@ from backcast.lifecycle import (
     Promote,
     Refresh,
     Rollback,
+    deployment_diff,
     plan_promotion,
     plan_rollback,
 )
@@ -29,6 +30,7 @@ from backcast.versions import Key, OperationState
 from service.declarations import KEY, problem_responses
 from service.documents import (
     LARGEST_VERSION,
+    DeploymentDetailDocument,
     DeploymentDocument,
     DeploymentsDocument,
     OperationDocument,
@@ -220,3 +222,19 @@ def list_deployments(request: Request) -> DeploymentsDocument:
     """Return every change of what is live, newest first."""
     history = state_of(request).backcast.registry.deployments.history()
     return DeploymentsDocument(deployments=[DeploymentDocument(**row) for row in history])
+
+
+@router.get(
+    "/deployments/{generation}",
+    summary="One deployment",
+    responses=problem_responses(401, 403, 404, 422, 503),
+)
+def get_deployment(
+    request: Request,
+    generation: Annotated[int, Path(ge=1, le=LARGEST_VERSION, description="Its number.")],
+) -> DeploymentDetailDocument:
+    """Return one change of what is live, its gates, and its diff as it was measured before."""
+    registry = state_of(request).backcast.registry
+    deployment = registry.deployments.get(generation)
+    diff = deployment_diff(registry, generation)
+    return DeploymentDetailDocument.model_validate({**deployment, "diff": diff})

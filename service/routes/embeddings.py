@@ -1,5 +1,6 @@
 """Vectors: one by its id, or a batch."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.types import Scope
 
-from backcast.errors import BackcastError, UnknownId, VersionRequired
+from backcast.errors import BackcastError, InvalidInput, UnknownId, VersionRequired
 from backcast.versions import Entity, Key, Version
 from service.declarations import (
     batch_request,
@@ -31,7 +32,7 @@ from service.documents import (
     EmbeddingDocument,
     EmbeddingQuery,
 )
-from service.engine import Snapshot
+from service.engine import Embeddings, Snapshot
 from service.requests import (
     EXPECT_SNAPSHOT,
     batch_reader,
@@ -182,21 +183,21 @@ def _answer_one(
     usage: UsageMeter,
 ) -> Answer:
     version = snapshot.resolve(_wanted(query.version, caller, snapshot))
-    answer = _vector_or_304(id, query.entity, version, snapshot, format, if_none_match)
+    answer = _vector_or_304(id, query, version, snapshot, format, if_none_match)
     usage.count(caller, version.number, 1 if answer.status == 200 else 0)
     return answer
 
 
 def _vector_or_304(
     id: str,
-    entity: Entity,
+    query: EmbeddingQuery,
     version: Version,
     snapshot: Snapshot,
     format: Format,
     if_none_match: str | None,
 ) -> Answer:
-    source = _source(entity, version, snapshot)
-    etag, held = _etag(source, id, format), _tags(if_none_match)
+    source = _source(query.entity, version, snapshot)
+    etag, held = _etag(source, id, format, query.drift), _tags(if_none_match)
     said = [
         *_said(source, version.deprecated_at, version.sunset_at, format),
         (b"etag", etag.encode()),
@@ -205,15 +206,23 @@ def _vector_or_304(
         # It was made from everything that the answer depends on, and who holds it got it with a
         # vector: nothing needs to be looked up.
         return Answer(304, said[1:], b"")
-    rows = snapshot.vectors(source.entity, [id], version.number)
+    look = snapshot.with_drift if query.drift else snapshot.vectors
+    rows = look(source.entity, [id], version.number)
     if not rows.found[0]:
         raise UnknownId(source.entity, id, snapshot.name)
     if "*" in held:  # any vector of this id, so there must be one
         return Answer(304, said[1:], b"")
-    body = encode_one(format, source, id, rows.vectors[0])
+    body = encode_one(format, source, id, rows.vectors[0], rows.drift)
     assert not isinstance(body.content, Iterator)
     length = (b"content-length", b"%d" % len(body.content))
-    return Answer(200, [length, *said, *_shape(body)], body.content)
+    return Answer(200, [length, *said, *_shape(body), *_bound(rows)], body.content)
+
+
+def _bound(rows: Embeddings) -> Headers:
+    if rows.drift is None:
+        return []
+    bound = float(rows.drift[0])
+    return [(b"backcast-drift-bound", b"unknown" if math.isnan(bound) else b"%.9g" % bound)]
 
 
 def _answer_batch(
@@ -224,8 +233,14 @@ def _answer_batch(
     usage: UsageMeter,
 ) -> Response:
     batch = read()
+    if batch.drift and format is Format.RAW:
+        raise InvalidInput(
+            f"A batch in {Format.RAW} has no place for drift bounds; "
+            f"accept {Format.JSON} or {Format.ARROW}."
+        )
     version = snapshot.resolve(_wanted(batch.version, caller, snapshot))
-    rows = snapshot.vectors(batch.entity, batch.ids, version.number)
+    look = snapshot.with_drift if batch.drift else snapshot.vectors
+    rows = look(batch.entity, batch.ids, version.number)
     source = _source(batch.entity, version, snapshot)
     response = _respond(encode_batch(format, source, batch.ids, rows), source, version, format)
     found = int(rows.found.sum())
@@ -300,9 +315,11 @@ async def _one_at_a_time(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         await checkpoint()
 
 
-def _etag(source: Source, id: str, format: Format) -> str:
+def _etag(source: Source, id: str, format: Format, drift: bool) -> str:
     # Weak: another replica's device may differ in the last bit of the same answer.
     named = "\n".join((source.entity, f"{source.version}", source.snapshot, format, id))
+    if drift:
+        named = f"drift\n{named}"
     return f'W/"{xxhash.xxh3_128_hexdigest(named.encode())}"'
 
 

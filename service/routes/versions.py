@@ -1,7 +1,8 @@
 """Versions: which exist, and which can be asked for."""
 
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Security
 
@@ -61,11 +62,19 @@ def get_version(
         lineage=Lineage.of(view.versions.values()).chain(j),
         gain=gain,
         condition=condition,
+        drift=_drift(view.snapshot, j),
     )
 
 
 def _servable(snapshot: Snapshot | None) -> tuple[int, ...]:
     return () if snapshot is None else snapshot.servable
+
+
+def _drift(snapshot: Snapshot | None, version: int) -> Mapping[str, Any] | None:
+    if snapshot is None or snapshot.bounds is None or version not in snapshot.servable:
+        return None
+    figures: Mapping[str, Any] | None = snapshot.bounds.record.figures.get(str(version))
+    return figures
 
 
 def _behaviour(snapshot: Snapshot, version: int) -> tuple[float, float | None]:

@@ -26,6 +26,7 @@ from backcast.lifecycle import (
     ErasureReport,
     compact,
     erase,
+    load_snapshot,
     publish,
     refresh,
     rollback,
@@ -396,6 +397,7 @@ class TestRefresh:
         last = home.publish(1, seed=6)  # knows first, second and item 0
         newest = home.vectors[1][Entity.ITEM]
         between = home.backcast.registry.snapshots.undeleted()[-2].id
+        load_snapshot(home.backcast, between)
         switch_carrying(home.backcast, Switch("refresh", live(home), 1, between, actor="ann"))
         assert live(home).delta == 1
         third = put(home, ["third"], seed=3)

@@ -103,7 +103,7 @@ def test_erasure(home: Home, sql: str) -> None:
     assert rows(home) == before
     assert found(home, GONE) == [True, True]
     end(home.settings)
-    for snapshot in home.backcast.store.snapshots():
+    for snapshot in home.held():
         assert found(home, GONE, snapshot) == [False, False]
     home.promote(2)
     assert found(home, GONE) == [False, False]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import insert
 
 from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
@@ -29,8 +28,7 @@ from backcast.lifecycle import (
     upsert,
 )
 from backcast.lifecycle.collecting import WEIGHTS
-from backcast.registry import OperationDraft, tables
-from backcast.registry.database import utc_now
+from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.snapshots import write_snapshot
 from backcast.versions import Claim, Entity, OperationState
@@ -76,19 +74,10 @@ def put(home: Home, *ids: str) -> None:
     upsert(home.backcast, Entity.ITEM, ids, vectors, actor="ann", most_changed=100)
 
 
-def add_drift(home: Home, snapshot: str) -> str:
-    """Write drift bounds of a snapshot, load them, and register them; return their name."""
-    backcast, name = home.backcast, f"{snapshot}-drift-0a1b2c3d"
-    backcast.artifacts.write(f"drifts/{name}", {"manifest.json": b"{}"})
-    rows = {Entity.ITEM: {"item 1": np.zeros(2, np.float32)}}
-    backcast.store.load(name, 2, {Entity.ITEM: 1}, batches(rows))
-    row: dict[str, Any] = {"snapshot": snapshot, "id": name, "targets": [0], "counts": {"item": 1}}
-    row |= {"folder": f"drifts/{name}", "manifest_sha256": "0", "figures": {}}
-    columns = tables.drifts.c
-    row |= {c.name: {} for c in columns if c.name == "unsettled"}
-    row |= {c.name: 0 for c in columns if c.name == "delta"}
-    with backcast.registry._engine.begin() as connection:
-        connection.execute(insert(tables.drifts).values(**row, created_at=utc_now()))
+def drift_of(home: Home, snapshot: str) -> str:
+    """Return the name of a snapshot's drift bounds."""
+    name = home.backcast.registry.snapshots.drift_of(snapshot)
+    assert name is not None
     return name
 
 
@@ -96,7 +85,7 @@ class TestSnapshots:
     def test_plan_is_what_is_deleted_with_changes_and_drift_bounds(self, home: Home) -> None:
         put(home, "item 1", "new")
         left = newest(home, 1)
-        drift = add_drift(home, left)
+        drift = drift_of(home, left)
         home.promote(2)
         assert plan_collection(home.backcast, HOUR) == []
         assert collect(home.backcast, HOUR, "ann") == []
@@ -117,9 +106,9 @@ class TestSnapshots:
         assert plan[1].reason.startswith("superseded 20")
         assert collect(home.backcast, NOW, "ann") == plan
         live = newest(home, 2)
-        assert home.backcast.store.snapshots() == [live]
+        assert home.backcast.store.snapshots() == [live, drift_of(home, live)]
         assert (folders(home, "snapshots"), folders(home, "deltas")) == ([live], [])
-        assert folders(home, "drifts") == []
+        assert folders(home, "drifts") == [drift_of(home, live)]
         assert plan_collection(home.backcast, NOW) == []
         home.check_served(2)
 
@@ -155,7 +144,7 @@ class TestStored:
 
     def test_drift_bounds_that_no_row_names_go(self, home: Home) -> None:
         live = newest(home, 1)
-        kept, stray = add_drift(home, live), f"{live}-drift-ffffffff"
+        kept, stray = drift_of(home, live), f"{live}-drift-ffffffff"
         rows = {Entity.ITEM: {"item 1": np.zeros(2, np.float32)}}
         home.backcast.store.load(stray, 2, {Entity.ITEM: 1}, batches(rows))
         home.backcast.artifacts.write(f"drifts/{stray}", {"manifest.json": b"{}"})
@@ -217,7 +206,10 @@ class TestBackground:
         assert candidate in home.backcast.store.snapshots()
         clock.now += Collector.LOOK_SECONDS
         collector.collect()
-        assert home.backcast.store.snapshots() == [newest(home, 1)]
+        assert home.backcast.store.snapshots() == [
+            newest(home, 1),
+            drift_of(home, newest(home, 1)),
+        ]
 
     def test_snapshot_that_was_needed_in_between_is_counted_anew(self, home: Home) -> None:
         clock = Clock()

@@ -437,7 +437,7 @@ class TestFullDisk:
                 assert (failed["state"], failed["error"]["code"]) == ("failed", "store-error")
                 assert "cannot be changed" in failed["error"]["message"]
                 check_answers(client, home, live=0)
-                assert home.backcast.store.snapshots() == [live(home).snapshot]
+                assert home.held() == [live(home).snapshot]
                 home.publish(1)  # one that there is room for
                 assert order(client, 1, 0)["state"] == "succeeded"
                 check_answers(client, home, live=1)

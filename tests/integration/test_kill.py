@@ -171,7 +171,7 @@ def test_promotion(home: Home, act: Callable[..., None], arguments: tuple[str, .
     sweep(home.backcast, NOW)
     snapshot = home.backcast.registry.snapshots.latest(1)
     assert snapshot is not None
-    assert home.backcast.store.snapshots() == [snapshot.id]
+    assert home.held() == [snapshot.id]
 
 
 def first_promotion_and_die(settings: Settings) -> None:
@@ -214,6 +214,6 @@ def test_sweep(home: Home, point: str) -> None:
     assert doomed.deleted_at is None
     home.check_served(1)
     assert sweep(home.backcast, NOW) == [live.snapshot]
-    assert home.backcast.store.snapshots() == [kept]
+    assert home.held() == [kept]
     assert artifact_folders(home, "snapshots") == [kept]
     home.check_served(1)

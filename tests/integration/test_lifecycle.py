@@ -46,6 +46,7 @@ from backcast.registry.versions import set_state
 from backcast.versions import Claim, Entity, Live, Version, VersionState
 from tests.support import Home, batches, build_home, draft, dump_map, normal_map, transform
 
+GATES = ("lineage", "maps", "snapshot", "finite", "coverage-item", "coverage-user")
 NOW, HOUR = timedelta(0), timedelta(hours=1)
 
 
@@ -145,8 +146,13 @@ def test_promotion_is_written_down(home: Home) -> None:
         "operation": operation,
     }
     assert (newest["from_version"], newest["from_snapshot"]) == (0, seen.snapshot)
-    assert newest["gates"].keys() == {"lineage", "maps", "snapshot"}
-    assert newest["gates"]["lineage"] == "chain 1 → 0"
+    assert list(newest["gates"]) == [*GATES, "change-0", "metric"]
+    assert newest["gates"]["lineage"] == {
+        "passed": True,
+        "finding": "chain 1 → 0",
+        "figure": None,
+        "threshold": None,
+    }
 
 
 def test_plan_says_what_would_happen_and_changes_nothing(home: Home) -> None:
@@ -156,17 +162,14 @@ def test_plan_says_what_would_happen_and_changes_nothing(home: Home) -> None:
     assert (plan.version, plan.live, plan.servable) == (2, seen, (0, 1, 2))
     document = plan.document()
     assert dump_json(document)
-    assert {gate["name"]: gate["passed"] for gate in document["gates"]} == {
-        "lineage": True,
-        "maps": True,
-        "snapshot": True,
-    }
+    passed = {gate["name"]: gate["passed"] for gate in document["gates"]}
+    assert passed == dict.fromkeys([*GATES, "change-0", "metric"], True)
     chain = load_chain(home.backcast.registry.deployments.catalog(), home.backcast.artifacts, 2)
     gains = ", ".join(f"{j}: {chain[j].norm:.3g}" for j in (0, 1, 2))
     assert document["gates"][1]["finding"].endswith(gains)
-    assert document["gates"][2]["finding"] == "17 finite vectors of dim 8, digests match"
+    assert document["gates"][2]["finding"] == "17 vectors of dim 8, digests match"
     assert live(home) == seen
-    assert home.backcast.store.snapshots() == [seen.snapshot]
+    assert home.held() == [seen.snapshot]
 
 
 class TestGates:
@@ -178,7 +181,7 @@ class TestGates:
 
     def check_refused(self, home: Home, version: int, gate: str, reason: str) -> None:
         seen = live(home)
-        held = home.backcast.store.snapshots()
+        held = home.held()
         plan = plan_promotion(home.backcast, version)
         assert {g.name: g.passed for g in plan.gates if not g.passed} == {gate: False}
         for options in ({}, {"force": True, "reason": "in a hurry"}):
@@ -188,7 +191,7 @@ class TestGates:
             failed = [g["name"] for g in caught.value.data["gates"] if not g["passed"]]
             assert failed == [gate]
         assert live(home) == seen
-        assert home.backcast.store.snapshots() == held
+        assert home.held() == held
         home.check_served(0)
 
     def path(self, home: Home, folder: str, name: str) -> Path:
@@ -348,7 +351,7 @@ def test_newer_snapshot_of_the_live_version_takes_its_place(home: Home) -> None:
     newest = home.backcast.registry.deployments.history()[0]
     assert (newest["kind"], newest["from_snapshot"], newest["snapshot"]) == ("refresh", old, new)
     assert old in sweep(home.backcast, NOW)
-    assert home.backcast.store.snapshots() == [new]
+    assert home.held() == [new]
 
 
 def test_one_of_two_promotions_at_once_wins(home: Home) -> None:
@@ -380,13 +383,13 @@ class TestSweep:
         old = live(home).snapshot
         new = home.promote(1)
         assert sweep(home.backcast, HOUR) == []
-        assert home.backcast.store.snapshots() == sorted([old, new])
+        assert home.held() == sorted([old, new])
 
     def test_superseded_snapshot_goes_after_its_grace(self, home: Home) -> None:
         old = live(home).snapshot
         new = home.promote(1)
         assert sweep(home.backcast, NOW) == [old]
-        assert home.backcast.store.snapshots() == [new]
+        assert home.held() == [new]
         assert old not in artifact_folders(home)
         assert new in artifact_folders(home)
         assert home.backcast.registry.snapshots.latest(0) is None

@@ -337,7 +337,7 @@ def test_promotion_that_fills_a_store_notices_that_another_went_live(home: Home)
     home.backcast.store.drop(filled)
 
     def meanwhile(step: str, fraction: float) -> None:
-        if step == "load" and fraction == 0.2:
+        if step == "load" and fraction == 0.4:
             back(home)
 
     with pytest.raises(PromotionConflict, match=r"is not live from .* any more"):
@@ -351,7 +351,7 @@ def test_what_was_filled_for_nothing_and_is_over_its_grace_is_dropped(home: Home
     home.backcast.store.drop(filled)
 
     def meanwhile(step: str, fraction: float) -> None:
-        if step == "load" and fraction == 0.2:
+        if step == "load" and fraction == 0.4:
             back(home)
             home.backcast.registry.snapshots.condemn(utc_now())
 

@@ -66,6 +66,7 @@ def environment(home: Home) -> dict[str, str]:
         "BACKCAST_HOME": str(home.settings.home),
         "BACKCAST_POLL_SECONDS": "0.05",
         "BACKCAST_MAX_BATCH": "8",
+        "BACKCAST_GATE_CHANGE": "1e9",
     }
 
 

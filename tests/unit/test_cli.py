@@ -335,7 +335,7 @@ def test_training_and_publishing_for_a_person(shell: Shell) -> None:
     assert "\nMethod: grown-direct\n" in second.output
     assert metrics_in(first) == {"selected_epoch", "selection_recall_at_50", "seconds"}
     assert "Version 1 is registered: 10 dimensions, compatible with version 0\n" in second.output
-    aligned = {"recall_at_50", "alignment_error", "parent_norm"}
+    aligned = {"recall_at_50", "parent_recall_at_50", "alignment_error", "parent_norm"}
     assert metrics_in(second) == metrics_in(first) | aligned
     with open_registry(Settings.load(home=shell.home)) as registry:
         version, published = registry.versions.get(1), registry.snapshots.latest(1)
@@ -369,15 +369,52 @@ def test_a_dry_run_that_fails_says_which_gate_and_ends_with_1(published: Shell) 
     result = published("promote", "2", "--dry-run", "--json")
     plan = json.loads(result.output)
     assert result.code == 1
-    assert {gate["name"]: gate["passed"] for gate in plan["gates"]} == {
-        "lineage": False,
-        "maps": True,
-        "snapshot": True,
-    }
+    passed = {gate["name"]: gate["passed"] for gate in plan["gates"]}
+    assert [name for name in passed if not passed[name]] == ["lineage"]
+    assert {"maps", "snapshot", "finite", "coverage-item", "change-0", "metric"} <= passed.keys()
+    assert [found["version"] for found in plan["diff"]["versions"]] == [0]
     assert (plan["passed"], plan["live_version"], plan["servable_versions"]) == (False, 1, [0, 2])
     shown = published("promote", "2", "--dry-run")
     assert shown.code == 1
-    assert re.search(r"lineage\s+│ FAILED │ chain 2 → 0; live version 1 is not on", shown.output)
+    assert re.search(
+        r"lineage\s+│ FAILED │\s+- │\s+- │ chain 2 → 0; live version 1 is not on", shown.output
+    )
+
+
+def test_a_diff_for_a_person_and_for_a_script(published: Shell) -> None:
+    shown = published("diff", "2")
+    assert shown.code == 0
+    assert re.search(r"│ item\s+│\s+12 │\s+12 │\s+12 │\s+0 │\s+0 │", shown.output)
+    for kind in ("item", "user"):
+        assert f"What changes in {kind} vectors, by version" in shown.output
+        assert f"{kind}s of version 0 that change most: " in shown.output
+    for figure in ("absolute", "relative", "cosine"):
+        assert len(re.findall(rf"│ {figure}", shown.output)) == 2
+    document = json.loads(published("diff", "2", "--json", "--entity", "user").output)
+    assert list(document["ids"]) == ["user"]
+    (found,) = document["versions"]
+    assert (found["version"], list(found["entities"])) == (0, ["user"])
+    assert found["entities"]["user"]["compared"] == 5
+    refused = published("diff", "1")
+    assert refused.code == 1
+    assert refused.log.startswith("error: Version 1 is live already")
+
+
+def test_deployments_are_listed_and_one_is_shown_with_its_diff(published: Shell) -> None:
+    listed = json.loads(published("deployments", "--json").output)
+    assert [(d["generation"], d["version"]) for d in listed] == [(2, 1), (1, 0)]
+    assert re.search(r"│\s+2 │ promote │\s+1 │ v1-\S+\.0", published("deployments").output)
+    one = json.loads(published("deployments", "2", "--json").output)
+    assert [found["version"] for found in one["diff"]["versions"]] == [0]
+    shown = published("deployments", "2").output
+    assert re.search(r"coverage-user │ passed │\s+1 │", shown)
+    assert "What changes in item vectors, by version" in shown
+    assert "What was served was not compared." in published("deployments", "1").output
+    unknown = published("deployments", "9")
+    assert (unknown.code, unknown.log) == (
+        1,
+        "error: No deployment 9; `backcast deployments` lists them.\n",
+    )
 
 
 def test_a_promotion_that_loses_versions_needs_force_and_a_reason(published: Shell) -> None:

@@ -28,6 +28,9 @@ SET: dict[str, tuple[str, Any]] = {
     "retire_idle_days": ("30", 30.0),
     "operation_timeout": ("2.5", 2.5),
     "keep_models": ("fit", "fit"),
+    "gate_coverage": ("0.75", 0.75),
+    "gate_change": ("0.5", 0.5),
+    "gate_metric": ("0.8", 0.8),
     "url": ("https://vectors.example", "https://vectors.example"),
     "key": ("bc_0011_secret", SecretStr("bc_0011_secret")),
 }
@@ -64,6 +67,10 @@ def test_every_setting_is_described() -> None:
         ("BACKCAST_KEY_OUTAGE_SECONDS", "-1"),
         ("BACKCAST_USAGE_SECONDS", "0"),
         ("BACKCAST_RETIRE_IDLE_DAYS", "soon"),
+        ("BACKCAST_GATE_COVERAGE", "1.1"),
+        ("BACKCAST_GATE_CHANGE", "0"),
+        ("BACKCAST_GATE_CHANGE", "inf"),
+        ("BACKCAST_GATE_METRIC", "nan"),
     ],
 )
 def test_bad_value_names_its_variable(

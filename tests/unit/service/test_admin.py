@@ -268,18 +268,14 @@ def test_promotion_is_done_even_where_this_replica_cannot_follow_it(
 def test_superseded_snapshots_leave_the_store_when_their_grace_is_over(home: Home) -> None:
     with client_of(home, grace_seconds=0.0, poll_seconds=3600.0) as client:
         operation = finished(client, promote(client, 2, expected_live=1))
-        assert [f"{id}.0" for id in home.backcast.store.snapshots()] == [
-            operation["result"]["snapshot"]
-        ]
+        assert [f"{id}.0" for id in home.held()] == [operation["result"]["snapshot"]]
 
 
 def test_replica_follows_and_sweeps_by_itself(home: Home) -> None:
     with client_of(home, grace_seconds=0.0, poll_seconds=0.01) as client:
         snapshot = home.promote(2)
         deadline = time.monotonic() + 30
-        while client.get("/readyz").json()[
-            "live_version"
-        ] != 2 or home.backcast.store.snapshots() != [snapshot]:
+        while client.get("/readyz").json()["live_version"] != 2 or home.held() != [snapshot]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -291,7 +287,7 @@ def test_replicas_that_sweep_at_once_do_not_disturb_each_other(home: Home) -> No
             snapshot = home.promote(version, force=True, reason="to and fro")
             sweeps = [pool.submit(sweep, home.backcast, timedelta(0)) for _ in range(4)]
             assert sorted(map(len, (done.result() for done in sweeps)))[-1] >= 1
-            assert home.backcast.store.snapshots() == [snapshot]
+            assert home.held() == [snapshot]
 
 
 class TestIdempotencyKey:
