@@ -1,5 +1,6 @@
 """After the soak: everything is up again, everything is read, and everything can be explained."""
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -15,10 +16,9 @@ _SETTLED_S = 60.0
 def audit(field: Field) -> None:
     """Read every id from every replica in every version, and the books of the registry."""
     _settle(field)
-    reader = Reader(field, seed=0)
     live = field.world.live
-    for replica in field.replicas:
-        for entity in Entity:
+    with Reader(field, seed=0) as reader:
+        for replica, entity in itertools.product(field.replicas, Entity):
             ids = [id for kind, id in field.world.population if kind is entity] + ["nobody"]
             for version in field.world.ledger.models.chain(live.version):
                 reader.ask(Question(entity, ids, version), ARROW, replica)

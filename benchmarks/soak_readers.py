@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx2
@@ -68,9 +68,15 @@ class Reader:
         self._field, self._random = field, random.Random(seed)
         self._http = httpx2.Client(headers=field.headers, timeout=_ANSWER_S)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
     def run(self) -> None:
         """Read until the soak stops."""
-        with self._http:
+        with self:
             while not self._field.stopping.wait(self._random.uniform(0, 2 * _PAUSE_S)):
                 if self._random.random() < 0.15:
                     self._session()
