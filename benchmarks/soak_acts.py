@@ -249,8 +249,9 @@ class Changer:
         version = world.live.version
         vectors = world.draw(version, ids)
         world.ledger.will_upsert(vectors)
+        names = [id for _, id in ids]
         body = {
-            "ids": [id for _, id in ids],
+            "ids": names,
             "vectors": [row.tolist() for row in vectors.values()],
             "entity": entity,
             "expected_live": version,
@@ -260,7 +261,7 @@ class Changer:
             return
         world.look()
         snapshot, delta = split(document["snapshot"])
-        rows = world.ledger.rows(snapshot, delta, entity, body["ids"])
+        rows = world.ledger.rows(snapshot, delta, entity, names)
         lost = [
             id
             for id, row in zip(ids, rows, strict=True)

@@ -62,7 +62,8 @@ class Answer:
     @property
     def found(self) -> NDArray[np.bool_]:
         """(n,) bool."""
-        return ~np.isnan(self.vectors).all(axis=1)
+        found: NDArray[np.bool_] = ~np.all(np.isnan(self.vectors), axis=1)
+        return found
 
 
 def split(name: str) -> tuple[str, int]:

@@ -134,7 +134,10 @@ class Reader:
             headers["Backcast-Expect-Snapshot"] = asked.expected
         if len(asked.ids) == 1:
             path = f"{replica.url}/embeddings/{quote(asked.ids[0], safe='')}"
-            query = {"version": asked.version, "entity": str(asked.entity)}
+            query: dict[str, str | int] = {
+                "version": asked.version,
+                "entity": str(asked.entity),
+            }
             return self._http.get(path, params=query, headers=headers)
         body = {"ids": list(asked.ids), "version": asked.version, "entity": asked.entity}
         return self._http.post(f"{replica.url}/embeddings/batch", json=body, headers=headers)

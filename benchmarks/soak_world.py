@@ -63,7 +63,8 @@ def register(backcast: Backcast, models: Models) -> None:
             weight, bias = (array.astype(np.float32) for array in models.steps[version])
             name = "transform.safetensors"
             files[name] = dump_tensors({"weight": weight, "bias": bias})
-            maps = [Transform(version, parent, False, *weight.shape, True, name)]
+            rows, cols = weight.shape
+            maps = [Transform(version, parent, False, rows, cols, True, name)]
         draft = VersionDraft(
             version, parent, models.dims[version], "soak", 0, 0, "soak", "0" * 64, "", {}, {}, maps
         )
@@ -200,7 +201,7 @@ class World:
 
     def _changes(self, record: DeltaRecord) -> Mapping[Id, Row | None]:
         delta = read_delta(self.backcast.artifacts, record)
-        rows: Sequence[Any] = [None] * len(delta.ids) if delta.vectors is None else delta.vectors
+        rows: Any = [None] * len(delta.ids) if delta.vectors is None else delta.vectors
         return {(record.entity, id): row for id, row in zip(delta.ids, rows, strict=True)}
 
     def _take_up_deployments(self, connection: Connection) -> None:

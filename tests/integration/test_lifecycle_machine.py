@@ -32,7 +32,7 @@ from backcast.errors import (
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import erase, promote, publish, rollback, sweep, upsert
+from backcast.lifecycle import erase, promote, publish, retire, rollback, sweep, upsert
 from backcast.registry import schema
 from backcast.versions import Entity
 from service.engine import Engine
@@ -261,6 +261,8 @@ class Lifecycle(RuleBasedStateMachine):
     def why_not(self, version: int, force: bool) -> list[type[BackcastError]]:
         if version not in self.model.parents:
             return [UnknownVersion]
+        if self.model.states[version] == "retired":
+            return [VersionRetired]
         snapshot = self.model.latest.get(version)
         if snapshot is None or self.model.snapshots[snapshot].deleted:
             return [NothingPublished]
@@ -316,9 +318,32 @@ class Lifecycle(RuleBasedStateMachine):
         snapshot, live = self.model.snapshots[target], self.model.now().version
         if snapshot.deleted:
             return [Conflict]
-        if not snapshot.superseded or live in self.model.chain(snapshot.version)[1:]:
+        if not snapshot.superseded:
             return [InvalidInput]
-        return []
+        if self.model.states[snapshot.version] == "retired":
+            return [VersionRetired]
+        return [InvalidInput] if live in self.model.chain(snapshot.version)[1:] else []
+
+    @rule(data=st.data())
+    def retire_any(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from([*sorted(self.model.parents), 99]))
+        why_not = self.why_no_retirement(version)
+        self.act(
+            lambda: retire(self.home.backcast, version, actor="machine", idle=timedelta(days=1)),
+            *why_not,
+        )
+        if not why_not:
+            self.model.states[version] = "retired"
+
+    def why_no_retirement(self, version: int) -> list[type[BackcastError]]:
+        state = self.model.states.get(version)
+        if state is None:
+            return [UnknownVersion]
+        if state == "retired":
+            return []
+        if self.model.live is None or state in {"registered", "live"}:
+            return [Conflict]
+        return [] if version in self.model.chain(self.model.now().version) else [VersionOffChain]
 
     @rule()
     def sweep_at_once(self) -> None:
@@ -393,7 +418,7 @@ class Lifecycle(RuleBasedStateMachine):
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=30,
+    max_examples=25,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
