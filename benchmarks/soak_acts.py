@@ -6,8 +6,9 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from threading import Lock
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpx2
@@ -317,23 +318,24 @@ class Breaker:
     ) -> None:
         self._field, self._outages = field, outages
         self._random, self._pause_s = random.Random(seed), pause_s
-        self._breaking = Lock()
+        self._wanted: SimpleQueue[Replica] = SimpleQueue()
 
     def run(self) -> None:
         """Break something until the soak stops; every kind comes once in a while."""
         kinds: list[Callable[[], None]] = []
-        while not self._field.stopping.wait(self._random.uniform(0, 2 * self._pause_s)):
+        while not self._field.stopping.is_set():
             if not kinds:
                 kinds = [self._kill_any, self._stall, self._kill_any]
-                kinds += [lambda part=part: self._stop(part) for part in self._outages]  # type: ignore[misc]
+                kinds += [partial(self._stop, part) for part in self._outages]
                 self._random.shuffle(kinds)
-            with self._breaking:
+            try:
+                self._kill(self._wanted.get(timeout=self._random.uniform(0, 2 * self._pause_s)))
+            except Empty:
                 kinds.pop()()
 
     def kill(self, replica: Replica) -> None:
-        """Kill a replica, when nothing else is broken, and start it again."""
-        with self._breaking:
-            self._kill(replica)
+        """Have a replica killed as soon as nothing else is broken."""
+        self._wanted.put(replica)
 
     def _kill_any(self) -> None:
         self._kill(self._random.choice(self._field.replicas))
