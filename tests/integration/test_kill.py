@@ -129,7 +129,7 @@ def die_in_load(settings: Settings) -> None:
 
     with open_backcast(settings) as backcast:
         load = backcast.store.load
-        type(backcast.store).load = lambda _, snapshot, dim, counts, batches: load(  # type: ignore[assignment,method-assign]
+        type(backcast.store).load = lambda _, snapshot, dim, counts, batches: load(  # type: ignore[assignment,method-assign,misc]
             snapshot, dim, counts, cut_short(batches)
         )
         promote(backcast, 1, actor="tests")

@@ -132,7 +132,7 @@ def die_in_load(backcast: Backcast) -> None:
             yield from batch.slices(3)
             die()
 
-    type(backcast.store).load = lambda _, snapshot, dim, counts, batches: load(  # type: ignore[assignment,method-assign]
+    type(backcast.store).load = lambda _, snapshot, dim, counts, batches: load(  # type: ignore[assignment,method-assign,misc]
         snapshot, dim, counts, cut_short(batches)
     )
 
