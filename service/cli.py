@@ -3,13 +3,15 @@
 uvicorn and torch are imported by the command that needs them: `--help` works without them.
 """
 
+import ipaddress
 import socket
 from typing import Annotated, Any
 
 import typer
 
 from backcast.errors import ConfigError
-from backcast.lifecycle import open_backcast
+from backcast.lifecycle import Backcast, open_backcast
+from backcast.registry.database import utc_now
 from backcast.settings import Settings
 from service.cores import share_cores
 
@@ -26,15 +28,21 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+    without_key: Annotated[
+        bool,
+        typer.Option("--without-key", help="Listen beyond this host although no key is in force."),
+    ] = False,
 ) -> None:
     """Serve until interrupted. Settings come from the environment, see BACKCAST_HOME and others.
 
     The workers share the cores; OMP_NUM_THREADS gives each of them another number of threads.
+    Beyond this host it listens only where a key is in force: before, nobody could use it but by
+    open reads.
     """
     import uvicorn
 
     share_cores(workers)
-    check(Settings.load(), host, port)
+    check(Settings.load(), host, port, without_key=without_key)
     uvicorn.run(
         "service.app:from_environment",
         factory=True,
@@ -48,30 +56,61 @@ def serve(
     )
 
 
-def check(settings: Settings, host: str, port: int) -> None:
-    """Raise what would otherwise end every worker with a traceback.
+def check(settings: Settings, host: str, port: int, *, without_key: bool = False) -> None:
+    """Raise what would otherwise end every worker with a traceback, or open it to everybody.
 
     A new SQLite registry is made here too, before the workers could all try.
 
     Raises:
-        ConfigError: a setting is wrong, or the address cannot be listened on.
+        ConfigError: a setting is wrong, the address cannot be listened on, or others can reach it
+            and no key is in force.
         SchemaMismatch, RegistryError, StoreError: registry or store cannot be opened.
     """
     from backcast.devices import choose_device
 
     choose_device(settings.device)
-    with open_backcast(settings):
-        pass
+    found = _find_address(host, port)
+    with open_backcast(settings) as backcast:
+        if not without_key and not _is_loopback(found[1]):
+            _demand_key(backcast, host)
+    _try_to_listen(*found, host, port)
+
+
+def _find_address(host: str, port: int) -> tuple[int, Any]:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise _unusable(host, port, error) from error
+    return family, address
+
+
+def _is_loopback(address: Any) -> bool:
+    return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+
+
+def _demand_key(backcast: Backcast, host: str) -> None:
+    now = utc_now()
+    if not any(key.in_force(now) for key in backcast.registry.keys.all()):
+        raise ConfigError(
+            f"--host {host} can be reached from other hosts, and no key is in force. Make one "
+            "(backcast keys create --help), or say --without-key."
+        )
+
+
+def _try_to_listen(family: int, address: Any, host: str, port: int) -> None:
+    try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"{host}:{port} cannot be listened on: {reason}. Choose another --host or --port."
-        ) from error
+        raise _unusable(host, port, error) from error
+
+
+def _unusable(host: str, port: int, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    return ConfigError(
+        f"{host}:{port} cannot be listened on: {reason}. Choose another --host or --port."
+    )
 
 
 def logging_config() -> dict[str, Any]:

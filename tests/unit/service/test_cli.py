@@ -10,7 +10,9 @@ import uvicorn
 from typer.testing import CliRunner
 
 from backcast.errors import ConfigError, SchemaMismatch, StoreError
+from backcast.registry import open_registry
 from backcast.settings import Settings
+from backcast.versions import Scope
 from service.cli import app, check
 from tests.servers import free_port
 
@@ -44,6 +46,25 @@ def test_places_that_cannot_be_opened(tmp_path: Path) -> None:
         check(empty, "127.0.0.1", free_port())
     with pytest.raises(StoreError):
         check(no_folder, "127.0.0.1", free_port())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_other_hosts_are_let_in_by_key_only(tmp_path: Path, host: str) -> None:
+    chosen, port = settings(tmp_path), free_port()
+    with pytest.raises(ConfigError, match=rf"--host {host} .* no key .* --without-key"):
+        check(chosen, host, port)
+    check(chosen, host, port, without_key=True)
+    with open_registry(chosen) as registry:
+        key, _ = registry.keys.create("ranking", Scope.READ)
+        check(chosen, host, port)
+        registry.keys.revoke(key.prefix)
+    with pytest.raises(ConfigError, match="no key is in force"):
+        check(chosen, host, port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_this_host_needs_no_key(tmp_path: Path, host: str) -> None:
+    check(settings(tmp_path), host, free_port())
 
 
 def test_server_is_started_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
