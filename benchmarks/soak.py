@@ -48,7 +48,7 @@ from benchmarks.soak_replicas import Replica, replica_environment
 from benchmarks.soak_tally import Absences, Tally
 from benchmarks.soak_world import World, make_models, register
 
-GRACE_S, TIMEOUT_S = 10.0, 3.0
+GRACE_S, TIMEOUT_S = 30.0, 3.0
 SETTLE_S = 3.0
 """After a part is back, until whoever lost it has noticed."""
 

@@ -82,7 +82,7 @@ class Switcher:
     def act(self) -> None:
         """Do one switch, whatever becomes of it, and see that every replica follows."""
         world, before = self._field.world, self._field.world.live
-        acts = [self._promote, self._promote, self._refresh, self._compact, self._roll_back]
+        acts = [self._promote, self._there_and_back, self._refresh, self._compact, self._roll_back]
         try:
             self._random.choice(acts)()
         except BackcastError as error:  # the database or the store went away meanwhile
@@ -108,6 +108,12 @@ class Switcher:
         path = f"/admin/versions/{version}/promote"
         body = {"expected_live": live, "force": True, "reason": _REASON}
         self._do(Promote(version, live, force=True, reason=_REASON), path, body)
+
+    def _there_and_back(self) -> None:
+        """Promote, and roll back at once, while the grace period lasts."""
+        self._promote()
+        self._field.world.look()
+        self._roll_back()
 
     def _refresh(self) -> None:
         live = self._field.world.live.version
