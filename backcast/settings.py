@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         description="How long a superseded snapshot stays in the store after a promotion.",
     )
     poll_seconds: float = Field(
-        default=1.0,
+        default=0.5,
         gt=0,
         le=3600,
         description="How often a replica looks whether another version went live.",
