@@ -206,16 +206,6 @@ class TestData:
             "created_at": f"'{NOW}'",
             "finished_at": f"'{NOW}'",
         },
-        "diffs": {
-            "id": "1",
-            "version": "1",
-            "target": "0",
-            "snapshot": "(SELECT snapshot FROM live)",
-            "baseline_snapshot": "(SELECT min(id) FROM snapshots WHERE version = 0)",
-            "deployment": "(SELECT max(id) FROM deployments)",
-            "figures": """'{"mean": 0.25}'""",
-            "created_at": f"'{NOW}'",
-        },
         "usage": {
             "consumer": "(SELECT min(id) FROM consumers)",
             "version": "0",
@@ -226,9 +216,10 @@ class TestData:
     }
 
     @pytest.fixture
-    def home(self, tmp_path: Path, backends: dict[str, Any]) -> Iterator[Home]:
+    def home(self, tmp_path: Path, url: str, empty_redis: str) -> Iterator[Home]:
         """A home of the first release: versions 0 to 2, 1 is live and changed by a delta."""
-        with build_home(tmp_path, bias=True, direct={2: [0]}, live=1, **backends) as home:
+        places = {"database_url": url} | ({} if "sqlite" in url else {"store_url": empty_redis})
+        with build_home(tmp_path, bias=True, direct={2: [0]}, live=1, **places) as home:
             home.backcast.registry.keys.create("ranking", Scope.READ, pin=0)
             vector = np.full((1, home.dims[1]), 0.5, np.float32)
             upsert(home.backcast, Entity.ITEM, ["item 1"], vector, actor="ann", most_changed=10)
@@ -239,7 +230,6 @@ class TestData:
                     names, values = ", ".join(row), ", ".join(row.values())
                     connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"))
             yield home
-            upgrade(engine)  # the database is other tests' too
 
     @staticmethod
     def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
