@@ -298,7 +298,7 @@ def test_second_promotion_is_refused_over_http_and_on_the_command_line(home: Hom
             lambda: first.start(Promote(2, 0), "bob"),
             lambda: run_order(home.backcast, Promote(2), "cli:bob", timeout=TIMEOUT),
         ):
-            with pytest.raises(OperationRunning, match="step load, 20 % done") as refused:
+            with pytest.raises(OperationRunning, match="step load, 40 % done") as refused:
                 again()
             assert refused.value.data["operation"] == operation.id
             assert refused.value.data["owner"] == operation.owner
