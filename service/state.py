@@ -24,6 +24,7 @@ from service.usage import UsageMeter
 logger = logging.getLogger(__name__)
 
 _BATCHES = 4
+_CHANGES = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class State:
     Attributes:
         batches: lets a few batches run at once, so that one looks its ids up while another is
             multiplied; more would answer no sooner and take more memory.
+        changes: lets two changes of ids at once come to the registry, which makes one after
+            another. Each that waits there holds a connection, and a switch needs two; those that
+            wait here hold neither connection nor thread.
         refreshes: lets one request at a time wait for another look at the registry, so that a
             slow one takes no threads from requests that need none.
         probes: lets one health check at a time ask the store, which may hang.
@@ -45,6 +49,7 @@ class State:
     usage: UsageMeter
     operator: Operator
     batches: CapacityLimiter
+    changes: CapacityLimiter
     refreshes: CapacityLimiter
     probes: CapacityLimiter
 
@@ -80,12 +85,18 @@ def open_state(settings: Settings) -> Iterator[State]:
             backcast.registry.keys, settings.key_cache_seconds, settings.key_outage_seconds
         )
         stack.enter_context(Poller("confirming keys", keys.refresh, keys.refresh_seconds))
-        batches, refreshes, probes = (
-            CapacityLimiter(_BATCHES),
-            CapacityLimiter(1),
-            CapacityLimiter(1),
+        yield State(
+            settings,
+            backcast,
+            engine,
+            keys,
+            usage,
+            operator,
+            batches=CapacityLimiter(_BATCHES),
+            changes=CapacityLimiter(_CHANGES),
+            refreshes=CapacityLimiter(1),
+            probes=CapacityLimiter(1),
         )
-        yield State(settings, backcast, engine, keys, usage, operator, batches, refreshes, probes)
 
 
 def _log_start(settings: Settings, engine: Engine) -> None:

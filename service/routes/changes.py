@@ -54,7 +54,7 @@ async def put_embeddings(request: Request) -> Response:
     caller, state = await find_admin(request), state_of(request)
     read = upsert_reader(request, state.settings.max_batch)
     put = partial(_put, state, partial(read, await request.body()), caller.consumer)
-    return await to_thread.run_sync(put)
+    return await to_thread.run_sync(put, limiter=state.changes)
 
 
 @router.delete(
@@ -76,7 +76,7 @@ async def delete_embeddings(request: Request) -> Response:
     caller, state = await find_admin(request), state_of(request)
     read = erasure_reader(request, state.settings.max_batch)
     end = partial(_end, state, partial(read, await request.body()), caller.consumer)
-    return await to_thread.run_sync(end)
+    return await to_thread.run_sync(end, limiter=state.changes)
 
 
 def _put(state: State, read: Callable[[], Upsert], actor: str) -> Response:
