@@ -1,21 +1,18 @@
 """Changes of the live snapshot that its successor does not hold go with the switch to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
-from backcast.changes import (
-    Changes,
-    Delta,
-    discard_delta,
-    read_changes,
-    read_delta,
-    write_delta,
-)
+from backcast.artifacts import Artifacts
+from backcast.changes import Changes, Delta, discard_delta, read_delta, write_delta
 from backcast.drift import hash_of
 from backcast.errors import Conflict
 from backcast.lifecycle.places import Backcast
 from backcast.registry import Switch
 from backcast.versions import DeltaDraft, DeltaRecord, DriftRecord, Live, SnapshotRecord
+
+Read = Callable[[DeltaRecord], Delta]
 
 
 def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
@@ -29,6 +26,7 @@ def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
         NothingPublished: the snapshot was deleted meanwhile.
     """
     carried: list[DeltaDraft] = []
+    read = _reading_once(backcast.artifacts)
 
     def with_carried() -> Switch:
         live = backcast.registry.deployments.live()
@@ -36,10 +34,11 @@ def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
         ready = replace(switch, head=target.head)
         if live is None or switch.seen is None or live.generation != switch.seen.generation:
             return ready  # nothing to carry, or something else went live and this is refused
-        carried.extend(_carry(backcast, live, target, switch.actor))
-        drift = None if switch.drift is None else _settled(backcast, switch.drift, switch, live)
+        carried.extend(_carry(backcast, live, target, switch.actor, read))
+        drift = _settled(backcast, switch, live, read)
         return replace(ready, seen=live, carried=carried, drift=drift)
 
+    _look_ahead(backcast, switch, read)
     try:
         return backcast.registry.deployments.switch_in_turn(with_carried)
     except Conflict:  # refused for certain; where an answer is lost, the files may be needed
@@ -47,27 +46,57 @@ def switch_carrying(backcast: Backcast, switch: Switch) -> Live:
         raise
 
 
-def _settled(backcast: Backcast, drift: DriftRecord, switch: Switch, live: Live) -> DriftRecord:
+def _look_ahead(backcast: Backcast, switch: Switch, read: Read) -> None:
+    """Read what will have to be carried while nobody waits; a day of changes takes a while."""
+    if switch.seen is not None:
+        live = backcast.registry.deployments.live() or switch.seen
+        _missed(backcast, live, backcast.registry.snapshots.get(switch.snapshot), read)
+        _since_compared(backcast, switch, live, read)
+
+
+def _reading_once(artifacts: Artifacts) -> Read:
+    """Return a way to read deltas that reads none twice."""
+    known: dict[str, Delta] = {}
+
+    def read(record: DeltaRecord) -> Delta:
+        if record.file not in known:
+            known[record.file] = read_delta(artifacts, record)
+        return known[record.file]
+
+    return read
+
+
+def _settled(backcast: Backcast, switch: Switch, live: Live, read: Read) -> DriftRecord | None:
     """Take the bounds of the live version from ids that were put since they were worked out.
 
     Those of older versions hold: what was stored of them last did not change.
     """
-    compared = switch.compared
-    if compared is None or compared.delta == live.delta or live.version == switch.version:
-        return drift
-    deltas = backcast.registry.deltas.of(live.snapshot, after=compared.delta, upto=live.delta)
-    newer = read_changes(backcast.artifacts, deltas)
+    newer = _since_compared(backcast, switch, live, read)
+    if switch.drift is None or not newer.places:
+        return switch.drift
     put = {str(entity): [hash_of(id) for id in newer.upserted(entity)] for entity in newer.places}
-    return replace(drift, unsettled={str(live.version): put})
+    return replace(switch.drift, unsettled={str(live.version): put})
+
+
+def _since_compared(backcast: Backcast, switch: Switch, live: Live, read: Read) -> Changes:
+    compared = switch.compared
+    if switch.drift is None or compared is None or live.version == switch.version:
+        return Changes()
+    deltas = backcast.registry.deltas.of(live.snapshot, after=compared.delta, upto=live.delta)
+    return Changes().after((record.number, read(record)) for record in deltas)
 
 
 def missed_upserts(backcast: Backcast, live: Live, target: SnapshotRecord) -> Changes:
     """Return the upserts on what is live that are newer than ``target``, of the same version."""
+    return _missed(backcast, live, target, partial(read_delta, backcast.artifacts))
+
+
+def _missed(backcast: Backcast, live: Live, target: SnapshotRecord, read: Read) -> Changes:
     if live.version != target.version:
         return Changes()
     records = _newer(backcast, live, target)
     # Numbers of several snapshots: they are counted anew.
-    return Changes().after(enumerate(read_delta(backcast.artifacts, record) for record in records))
+    return Changes().after(enumerate(map(read, records)))
 
 
 def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[DeltaRecord]:
@@ -88,8 +117,10 @@ def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[Delta
     return newer
 
 
-def _carry(backcast: Backcast, live: Live, target: SnapshotRecord, actor: str) -> list[DeltaDraft]:
-    missed = missed_upserts(backcast, live, target)
+def _carry(
+    backcast: Backcast, live: Live, target: SnapshotRecord, actor: str, read: Read
+) -> list[DeltaDraft]:
+    missed = _missed(backcast, live, target, read)
     return [
         write_delta(backcast.artifacts, Delta(entity, ids, missed.vectors_of(entity, ids)), actor)
         for entity in missed.places

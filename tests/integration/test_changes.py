@@ -1,7 +1,7 @@
 """Ids are put and erased between publications: nothing is lost, nothing comes back by itself."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -389,6 +389,25 @@ class TestRefresh:
         wanted = {**home.vectors[1][Entity.ITEM], **rows}
         assert live(home).snapshot == old.id
         assert_same(held(home, old.id), wanted)
+
+    def test_what_is_carried_is_read_before_others_must_wait(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home.publish(1, seed=5)
+        rows = put(home, ["new"], seed=2)
+        deployments, artifacts = home.backcast.registry.deployments, home.backcast.artifacts
+        switch, (delta,) = (
+            deployments.switch_in_turn,
+            home.backcast.registry.deltas.of(live(home).snapshot),
+        )
+
+        def without_the_file(make: Callable[[], Switch]) -> Live:
+            artifacts.delete(delta.file.rpartition("/")[0])
+            return switch(make)
+
+        monkeypatch.setattr(deployments, "switch_in_turn", without_the_file)
+        refresh(home.backcast, actor="ann")
+        assert_same(held(home, live(home).snapshot), {**home.vectors[1][Entity.ITEM], **rows})
 
     def test_upserts_on_a_refresh_between_are_carried_once(self, home: Home) -> None:
         put(home, ["first"], seed=1)
