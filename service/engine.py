@@ -4,6 +4,7 @@ It knows no HTTP. A request takes one Snapshot and uses nothing else, so that ve
 version can never meet weights of another.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from backcast.changes import ChangedSnapshot, read_changes
 from backcast.devices import choose_device
 from backcast.drift import DriftBounds, LiveDrift
 from backcast.errors import (
+    ArtifactError,
+    BackcastError,
     NotReady,
     SnapshotMismatch,
     SnapshotNotLoaded,
@@ -37,6 +40,8 @@ from backcast.registry.database import utc_now
 from backcast.stores import EmbeddedStore, VectorStore
 from backcast.transforms import AffineMap
 from backcast.versions import Entity, Lineage, Live, Transform, Version, VersionState
+
+logger = logging.getLogger(__name__)
 
 _ROWS = 2_048  # of a batch that are mapped at once: they stay in the processor's cache
 _SMALL = 2**18  # numbers of a map; beyond, NumPy wakes other threads and waits for them
@@ -316,20 +321,35 @@ class Engine:
             catalog = self._registry.deployments.catalog()
             before = self._view
             versions = {v.number: v for v in catalog.versions}
-            snapshot = self._follow(catalog, versions, before.snapshot)
+            try:
+                snapshot = self._follow(catalog, versions, before.snapshot)
+            except BackcastError:
+                self._view = self._held_on(before, versions)
+                raise
             kept = self._still_kept(before, snapshot, versions)
             self._view = View(versions, snapshot, kept)
 
+    def _held_on(self, before: View, versions: Mapping[int, Version]) -> View:
+        """Return what was served without what was erased or retired meanwhile.
+
+        Until what is live can be loaded is too long to go on answering with that.
+        """
+        if before.snapshot is None:
+            return before
+        kept = self._still_kept(before, None, versions)
+        snapshot = kept.pop(before.snapshot.live.snapshot, before.snapshot)
+        return replace(before, snapshot=snapshot, kept=kept)
+
     def _keep_superseded(self, id: str) -> None:
         """Load a snapshot that went out of service before this replica saw it, in its grace."""
-        try:
-            record = self._registry.snapshots.get(id)
-        except UnknownSnapshot:
-            return
-        if record.superseded_at is None or record.condemned_at is not None:
-            return
-        was_live = Live(record.version, id, record.head, generation=0)
         with self._refreshing:
+            try:
+                record = self._registry.snapshots.get(id)
+            except UnknownSnapshot:
+                return
+            if record.superseded_at is None or record.condemned_at is not None:
+                return
+            was_live = Live(record.version, id, record.head, generation=0)
             catalog = self._registry.deployments.catalog()
             try:
                 snapshot = self._load(catalog, was_live)
@@ -408,12 +428,18 @@ class Engine:
             known[before.snapshot.live.snapshot] = before.snapshot
         if snapshot is not None:
             known.pop(snapshot.live.snapshot, None)
-        records = {id: self._registry.snapshots.get(id) for id in known}
-        return {
-            id: self._changed(kept, records[id].head).with_endings(versions)
-            for id, kept in known.items()
-            if records[id].condemned_at is None
-        }
+        followed = {id: self._kept_on(kept, versions) for id, kept in known.items()}
+        return {id: kept for id, kept in followed.items() if kept is not None}
+
+    def _kept_on(self, kept: Snapshot, versions: Mapping[int, Version]) -> Snapshot | None:
+        record = self._registry.snapshots.get(kept.live.snapshot)
+        if record.condemned_at is not None:
+            return None
+        try:
+            return self._changed(kept, record.head).with_endings(versions)
+        except ArtifactError as error:  # it might answer with what was erased
+            logger.warning("snapshot %s is kept here no longer: %s", record.id, error.message)
+            return None
 
 
 def _transforms_of(catalog: Catalog, version: int) -> frozenset[Transform]:

@@ -25,7 +25,7 @@ from backcast.errors import (
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import sweep
+from backcast.lifecycle import erase, retire, sweep
 from backcast.versions import Entity, VersionState
 from service import engine as engine_module
 from service.engine import Engine
@@ -298,6 +298,42 @@ def test_corrupt_map_is_refused_and_the_old_version_served(tmp_path: Path) -> No
         ids = home.ids(version=1)
         served = engine.current().vectors(Entity.ITEM, ids, 0)
         assert_served(served.vectors, home, ids, 0, live=1)
+
+
+def test_erased_and_retired_are_gone_while_what_is_live_cannot_be_loaded(tmp_path: Path) -> None:
+    with build_home(tmp_path, live=1) as home:
+        backcast, engine = home.backcast, engine_of(home)
+        home.promote(2)
+        folder = backcast.registry.versions.get(2).folder
+        (tmp_path / "artifacts" / folder / "transform.safetensors").write_bytes(b"not it")
+        gone, *others = home.ids(version=1)
+        erase(backcast, Entity.ITEM, [gone], actor="ann", grace=timedelta(hours=1))
+        retire(backcast, 0, actor="ann", idle=timedelta(0), force=True, reason="over")
+        with pytest.raises(ArtifactCorrupt):
+            engine.refresh()
+        served = engine.current()
+        assert served.live.version == 1
+        assert served.vectors(Entity.ITEM, [gone, *others], 1).found.tolist() == [
+            False,
+            *[True] * len(others),
+        ]
+        with pytest.raises(VersionRetired):
+            served.resolve(0)
+
+
+def test_kept_snapshot_whose_changes_cannot_be_read_is_given_up(tmp_path: Path) -> None:
+    with build_home(tmp_path, live=1) as home:
+        backcast, engine = home.backcast, engine_of(home)
+        first = engine.current().live.snapshot
+        home.promote(2)
+        erase(backcast, Entity.ITEM, ["item 0"], actor="ann", grace=timedelta(hours=1))
+        [erasure] = backcast.registry.deltas.of(first)
+        (tmp_path / "artifacts" / erasure.file).write_bytes(b"not it")
+        engine.refresh()
+        assert engine.current().live.version == 2
+        assert engine.view.find(first) is None
+        with pytest.raises(ArtifactCorrupt):
+            engine.expecting(first)
 
 
 def test_snapshot_of_another_dimension_in_the_store_is_refused(tmp_path: Path) -> None:
