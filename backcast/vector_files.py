@@ -147,6 +147,8 @@ def write_vector_file(
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
+    if out.exists() and not out.is_file():  # a device would be gone
+        raise InvalidInput(f"{out} is no file that could be replaced; name another one.")
     unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         yield unfinished

@@ -1,7 +1,7 @@
 """A version's end: announced to its consumers, taken back, or done."""
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from backcast.errors import InvalidInput
 from backcast.lifecycle.places import Backcast
@@ -9,6 +9,8 @@ from backcast.registry.database import utc_now
 from backcast.versions import Version
 
 logger = logging.getLogger(__name__)
+
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 def deprecate(
@@ -30,6 +32,8 @@ def deprecate(
     """
     if sunset_at.tzinfo is None:
         raise InvalidInput(f"The sunset {sunset_at.isoformat()} has no zone; add Z or +00:00.")
+    if sunset_at > _LAST:
+        raise InvalidInput(f"The sunset {sunset_at.isoformat()} is after the year 9999 in UTC.")
     if sunset_at <= utc_now():
         raise InvalidInput(
             f"The sunset {sunset_at.isoformat()} is over; name a moment that is to come."

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, func, select, text
-from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import DatabaseError, DataError, InterfaceError, OperationalError, TimeoutError
 
-from backcast.errors import RegistryError
+from backcast.errors import InvalidInput, RegistryError
 
 _IDLE_STATE = "25P03"  # PostgreSQL ended a transaction whose process slept for too long
 _STATE_LOCK = 0x73746174  # any constant: PostgreSQL's advisory lock of this name
@@ -66,6 +66,9 @@ def take_turn(connection: Connection) -> None:
 def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
+    except (DataError, OverflowError) as error:  # one has no NUL in a text, the other a limit
+        reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+        raise InvalidInput(f"The registry cannot hold what it was given: {reason}.") from error
     except (DatabaseError, InterfaceError) as error:
         # The bare class is what SQLite raises for a file that is no database; its other
         # subclasses, such as IntegrityError, tell of a statement and are the caller's.

@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,6 +288,10 @@ class TestDeprecation:
         [
             (datetime(2099, 1, 1), "no zone; add Z"),
             (datetime(2020, 1, 1, tzinfo=UTC), "2020-01-01T00:00:00.00:00 is over"),
+            (
+                datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-14))),
+                "after the year 9999",
+            ),
         ],
     )
     def test_moments_that_cannot_be_promised(
@@ -623,6 +627,19 @@ class TestHttp:
         self, client: TestClient, path: str, order: dict[str, Any], refusal: tuple[int, str]
     ) -> None:
         assert code_of(client.post(f"/admin/versions/{path}", json=order)) == refusal
+
+    def test_text_that_not_every_database_holds_is_no_unforeseen_error(
+        self, home: Home, client: TestClient, backends: dict[str, Any]
+    ) -> None:
+        later = {"sunset_at": "2099-01-31T00:00:00Z", "reason": "nul \0"}
+        look = {"expected_live": 2, "dry_run": True, "to_snapshot": "nul \0"}
+        answers = {
+            client.post("/admin/versions/0/deprecate", json=later).status_code: 200,
+            client.post("/admin/rollback", json=look).status_code: 404,
+            client.put("/admin/consumers/%00", json={"pin": None}).status_code: 404,
+        }
+        held = not backends  # SQLite holds anything
+        assert set(answers) == (set(answers.values()) if held else {422})
 
     def test_pins(self, home: Home, client: TestClient) -> None:
         home.backcast.registry.keys.create("team/ads é", Scope.READ)

@@ -1,5 +1,6 @@
 """Files of vectors: what is written is read, and what is none is refused by name."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_file_that_cannot_be_finished_leaves_the_older_one(tmp_path: Path) -> No
         write_vector_file(path, 2, batches, {})
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"an older one"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for out in (pipe, tmp_path):
+        with pytest.raises(InvalidInput, match="is no file that could be replaced"):
+            write_vector_file(out, 2, [], {})
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize(

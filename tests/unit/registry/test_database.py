@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
-from backcast.errors import RegistryError
+from backcast.errors import InvalidInput, RegistryError
 from backcast.registry import open_registry
 from backcast.registry.database import Database
 from backcast.registry.schema import make_engine
@@ -37,6 +37,14 @@ def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         RegistryError, match=r"registry\.db does not answer: file is not a database"
     ):
         open_registry(Settings(home=tmp_path))
+
+
+def test_number_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    with (
+        open_registry(Settings(home=tmp_path)) as registry,
+        pytest.raises(InvalidInput, match=r"registry cannot hold what .* too large"),
+    ):
+        registry.versions.get(10**30)
 
 
 def test_broken_transaction_writes_nothing(tmp_path: Path) -> None:
