@@ -1,8 +1,9 @@
 """Changes of the live snapshot that its successor does not hold go with the switch to it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import dropwhile
 
 from backcast.artifacts import Artifacts
 from backcast.changes import Changes, Delta, discard_delta, read_delta, write_delta
@@ -10,7 +11,14 @@ from backcast.drift import hash_of
 from backcast.errors import Conflict
 from backcast.lifecycle.places import Backcast
 from backcast.registry import Switch
-from backcast.versions import DeltaDraft, DeltaRecord, DriftRecord, Live, SnapshotRecord
+from backcast.versions import (
+    DeltaDraft,
+    DeltaKind,
+    DeltaRecord,
+    DriftRecord,
+    Live,
+    SnapshotRecord,
+)
 
 Read = Callable[[DeltaRecord], Delta]
 
@@ -87,34 +95,63 @@ def _since_compared(backcast: Backcast, switch: Switch, live: Live, read: Read) 
 
 
 def missed_upserts(backcast: Backcast, live: Live, target: SnapshotRecord) -> Changes:
-    """Return the upserts on what is live that are newer than ``target``, of the same version."""
+    """Return the upserts of the version of ``target``, newer than it, that it must take over.
+
+    They were made on what is live, or while its version was live before.
+    """
     return _missed(backcast, live, target, partial(read_delta, backcast.artifacts))
 
 
 def _missed(backcast: Backcast, live: Live, target: SnapshotRecord, read: Read) -> Changes:
-    if live.version != target.version:
-        return Changes()
-    records = _newer(backcast, live, target)
+    newer = _newer(backcast, live, target)
+    records = dropwhile(lambda record: record.kind is DeltaKind.ERASE, newer)
     # Numbers of several snapshots: they are counted anew.
     return Changes().after(enumerate(map(read, records)))
 
 
-def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[DeltaRecord]:
-    """Return the deltas since ``target`` was begun, from its base or itself on to what is live."""
-    deltas = backcast.registry.deltas
-    snapshot, upto, newer = live.snapshot, live.delta, list[DeltaRecord]()
+@dataclass(frozen=True)
+class _Tenure:
+    """A time for which a snapshot was live, with the deltas in (after, upto] of that time."""
+
+    version: int
+    snapshot: str
+    after: int
+    upto: int
+
+
+def _tenures(backcast: Backcast, live: Live) -> Iterator[_Tenure]:
+    """Yield the times of all snapshots, newest first."""
+    upto = live.delta
     for arrival in backcast.registry.deployments.history():
-        if snapshot == target.id:
+        yield _Tenure(arrival["version"], arrival["snapshot"], arrival["delta"], upto)
+        upto = arrival["from_delta"]
+
+
+def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[DeltaRecord]:
+    """Return the deltas since ``target`` was begun, from its base or itself on to what is live.
+
+    Of other versions, that were live meanwhile, these are the erasures.
+    """
+    deltas, newer, with_older = backcast.registry.deltas, list[DeltaRecord](), list[DeltaRecord]()
+    tenures = list(_tenures(backcast, live))
+    was_live = any(tenure.snapshot == target.id for tenure in tenures)
+    base = None if was_live else target.base_snapshot
+    for tenure in tenures:
+        own, snapshot = tenure.version == target.version, tenure.snapshot
+        if snapshot == target.id or (snapshot == base and not own):
             return newer
-        if snapshot == target.base_snapshot:
-            return deltas.of(snapshot, after=target.base_delta or 0, upto=upto) + newer
-        before = arrival["from_snapshot"] if arrival["from_version"] == target.version else None
-        if before is None or backcast.registry.snapshots.get(before).condemned_at is not None:
-            return deltas.of(snapshot, upto=upto) + newer
+        if snapshot == base:
+            return deltas.of(snapshot, after=target.base_delta or 0, upto=tenure.upto) + newer
+        if backcast.registry.snapshots.get(snapshot).condemned_at is not None:
+            return with_older  # its files are gone
         # What it had when it went live it had from the one before, or was told on both.
-        newer = deltas.of(snapshot, after=arrival["delta"], upto=upto) + newer
-        snapshot, upto = before, arrival["from_delta"]
-    return newer
+        since = deltas.of(snapshot, after=tenure.after, upto=tenure.upto)
+        if own:
+            with_older = deltas.of(snapshot, upto=tenure.upto) + newer
+            newer = since + newer
+        else:
+            newer = [record for record in since if record.kind is DeltaKind.ERASE] + newer
+    return with_older
 
 
 def _carry(

@@ -8,7 +8,7 @@ from typing import Any
 from backcast.chains import load_chain
 from backcast.changes import ChangedSnapshot, Changes, changed_batches, read_changes
 from backcast.errors import Conflict, InvalidInput, PromotionConflict, VersionRetired
-from backcast.lifecycle.carrying import switch_carrying
+from backcast.lifecycle.carrying import missed_upserts, switch_carrying
 from backcast.lifecycle.loading import is_loaded, load_snapshot
 from backcast.lifecycle.places import Backcast, Report
 from backcast.lifecycle.promotion import Expected, demand_expected
@@ -217,8 +217,13 @@ def _lost_ids(backcast: Backcast, target: Target) -> dict[Entity, tuple[str, ...
     if target.version == target.live.version:
         return {}  # upserts of the same version go with the switch
     upserted = _upserted_since(backcast, target)
+    carried = missed_upserts(backcast, target.live, target.snapshot)
     lost = {
-        entity: tuple(_missing(backcast, target.snapshot, entity, ids))
+        entity: tuple(
+            id
+            for id in _missing(backcast, target.snapshot, entity, ids)
+            if carried.places.get(entity, {}).get(id) is None
+        )
         for entity, ids in upserted.items()
     }
     return {entity: ids for entity, ids in lost.items() if ids}

@@ -18,7 +18,7 @@ from backcast.errors import (
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import erase, plan_rollback, rollback, sweep, upsert
+from backcast.lifecycle import erase, plan_rollback, refresh, rollback, sweep, upsert
 from backcast.registry.database import utc_now
 from backcast.registry.versions import set_state
 from backcast.versions import Entity, Live, VersionState
@@ -223,6 +223,50 @@ def test_refresh_between_is_looked_through_for_lost_ids(home: Home) -> None:
     put(home, "on the second")
     lost = plan_rollback(home.backcast, grace=HOUR).lost
     assert lost == {Entity.ITEM: ("on the first", "on the second")}
+
+
+def held(home: Home, *ids: str) -> list[bool]:
+    found = engine_of(home).current().store.gather(Entity.ITEM, ids).found
+    return [bool(known) for known in found]
+
+
+def test_newer_snapshot_takes_over_what_was_put_before_the_rollback(home: Home) -> None:
+    newer = home.publish(2, seed=5).id
+    put(home, "kept", "gone")
+    back(home)
+    erase(home.backcast, Entity.ITEM, ["gone"], actor="ann", grace=HOUR)
+    home.promote(2)
+    assert live(home).snapshot == newer
+    assert held(home, "kept", "gone") == [True, False]
+
+
+def test_older_snapshot_takes_over_what_was_put_before_another_version_was_live(home: Home) -> None:
+    first = live(home).snapshot
+    for id in ("early", "gone"):
+        home.publish(2, seed=5)
+        refresh(home.backcast, actor="ann")
+        put(home, id)
+    back(home)
+    erase(home.backcast, Entity.ITEM, ["gone"], actor="ann", grace=HOUR)
+    home.promote(2)
+    home.publish(2, seed=6)
+    refresh(home.backcast, actor="ann")
+    back(home, to_snapshot=first)
+    assert held(home, "early", "gone") == [True, False]
+
+
+def test_what_goes_along_is_not_listed_as_lost(home: Home) -> None:
+    back(home)
+    first = live(home).snapshot
+    home.publish(1, seed=5)
+    refresh(home.backcast, actor="ann")
+    put(home, "of version 1")
+    home.promote(2)
+    put(home, "of version 2")
+    plan = plan_rollback(home.backcast, grace=HOUR, to_snapshot=first)
+    assert plan.lost == {Entity.ITEM: ("of version 2",)}
+    back(home, to_snapshot=first)
+    assert held(home, "of version 1", "of version 2") == [True, False]
 
 
 def test_grace_that_is_over_is_refused(home: Home) -> None:
