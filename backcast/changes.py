@@ -86,7 +86,9 @@ def read_delta(artifacts: Artifacts, record: DeltaRecord) -> Delta:
     folder, _, name = record.file.rpartition("/")
     content = artifacts.read(folder, name, record.sha256)
     try:
-        table = pq.read_table(io.BytesIO(content))
+        # Four times as fast as ``read_table``, and there may be thousands of such files.
+        parquet = pq.ParquetFile(io.BytesIO(content))
+        table = parquet.read(columns=["id", "vector"], use_threads=False)
         ids = table.column("id").to_pylist()
         vectors = None
         if record.kind is DeltaKind.UPSERT:
