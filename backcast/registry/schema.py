@@ -1,6 +1,7 @@
 """Schema of the registry: make it, change it, and refuse one that this code was not made for."""
 
 import importlib.util
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from backcast.errors import ConfigError, InvalidInput, SchemaMismatch
@@ -42,6 +43,7 @@ def make_engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin)
+        _follow_file(engine, str(parsed.database))
     return engine
 
 
@@ -66,6 +68,26 @@ def _tune_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _follow_file(engine: Engine, path: str) -> None:
+    """Use no connection to a file that was deleted or replaced: what it is told would be lost."""
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = os.stat(path)
+        except OSError:  # none yet, or a database in memory
+            return None
+        return found.st_dev, found.st_ino
+
+    @event.listens_for(engine, "connect")
+    def note(_connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = identity()
+
+    @event.listens_for(engine, "checkout")
+    def demand(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if record.info["file"] != identity():
+            raise DisconnectionError  # another connection is made
 
 
 def _begin(connection: Connection) -> None:

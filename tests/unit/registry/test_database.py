@@ -11,6 +11,7 @@ from backcast.registry import open_registry
 from backcast.registry.database import Database
 from backcast.registry.schema import make_engine
 from backcast.settings import Settings
+from backcast.versions import Scope
 from tests import servers
 
 
@@ -37,6 +38,15 @@ def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         RegistryError, match=r"registry\.db does not answer: file is not a database"
     ):
         open_registry(Settings(home=tmp_path))
+
+
+def test_file_that_is_deleted_meanwhile_is_told_nothing(tmp_path: Path) -> None:
+    with open_registry(Settings(home=tmp_path)) as registry:
+        registry.keys.create("ann", Scope.READ)
+        for file in tmp_path.glob("registry.db*"):
+            file.unlink()
+        with pytest.raises(RegistryError, match="no such table"):
+            registry.keys.create("bob", Scope.READ)
 
 
 def test_number_that_is_too_large_is_refused(tmp_path: Path) -> None:
