@@ -58,8 +58,8 @@ class Settings(BaseSettings):
         default=3600.0,
         ge=0,
         le=31_536_000,
-        description="How long a superseded snapshot stays in the store after a promotion; longer than "
-        "`BACKCAST_POLL_SECONDS`, or replicas on Redis answer 503 until they have followed.",
+        description="How long a superseded snapshot stays in the store after a promotion; longer "
+        "than `BACKCAST_POLL_SECONDS`, or replicas on Redis answer 503 until they have followed.",
     )
     poll_seconds: float = Field(
         default=0.5,

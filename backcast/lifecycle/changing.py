@@ -20,11 +20,13 @@ from backcast.errors import (
 from backcast.lifecycle.places import Backcast
 from backcast.lifecycle.remains import ErasureReport, report_remains
 from backcast.registry import StateMoved, digest_of
+from backcast.stores import Rounder
 from backcast.vectors import VectorBatch, check_id
 from backcast.versions import DeltaDraft, Entity, Live
 
 _ATTEMPTS = 100
 _LONGEST_PAUSE = 0.05
+_LARGEST = 1e18  # of a number: float32 has 1e20 times as much, which no map uses up
 
 
 def upsert(
@@ -82,6 +84,8 @@ def upsert_batches(
     for batch in batches:
         if batch.dim != dim:
             raise DimensionMismatch(f"{batch.entity} vectors of the live version", dim, batch.dim)
+        _refuse_huge(batch)
+        Rounder(backcast.precision)(batch)  # what no later snapshot could store is refused now
     back = {delta.entity: [digest_of(id) for id in delta.ids] for delta in deltas}
     with _drafting(backcast) as drafts:
         for delta in deltas:
@@ -126,6 +130,15 @@ def _erase(backcast: Backcast, delta: Delta, digests: Sequence[str], actor: str)
                 _discard(backcast, [d for id, d in of_snapshot.items() if id not in used])
                 return live
         raise Conflict(f"Snapshots were published {_ATTEMPTS} times meanwhile; nothing was erased.")
+
+
+def _refuse_huge(batch: VectorBatch) -> None:
+    huge: NDArray[np.bool_] = np.any(np.abs(batch.vectors) > _LARGEST, axis=1)
+    if huge.any():
+        raise InvalidInput(
+            f"The vector of {batch.entity} {batch.ids[int(np.argmax(huge))]!r} holds numbers "
+            f"beyond {_LARGEST:g}: mapped to older versions they would overflow."
+        )
 
 
 @contextmanager

@@ -90,6 +90,8 @@ def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
             backcast.artifacts.delete(folder)
         backcast.artifacts.delete(snapshot.folder)
         backcast.registry.snapshots.mark_deleted(snapshot.id)
+        for folder in _delta_folders(backcast, snapshot.id):  # of an erasure that came meanwhile
+            backcast.artifacts.delete(folder)
     return [snapshot.id for snapshot in condemned]
 
 

@@ -108,6 +108,20 @@ def delta_files(home: Home) -> int:
     return len(list(folder.iterdir())) if folder.exists() else 0
 
 
+def test_vectors_that_could_not_be_served_or_stored_are_refused(tmp_path: Path) -> None:
+    with build_home(tmp_path, live=1, store_precision="float16") as home:
+        put = partial(upsert, home.backcast, Entity.ITEM, actor="ann", most_changed=9)
+        for number, reason in ((3e38, "'b' holds numbers beyond 1e.18"), (1e6, "'b' holds 1e.06")):
+            vectors = np.ones((2, home.dims[1]), np.float32)
+            vectors[1, 0] = number
+            with pytest.raises(InvalidInput, match=reason):
+                put(["a", "b"], vectors)
+        live = home.backcast.registry.deployments.live()
+        assert live is not None
+        assert live.delta == 0
+        assert not list(Path(home.settings.artifacts_root).glob("deltas/*"))
+
+
 class TestUpsert:
     """New vectors of ids of the live version."""
 

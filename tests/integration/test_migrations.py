@@ -218,7 +218,9 @@ class TestData:
     @pytest.fixture
     def home(self, tmp_path: Path, url: str, empty_redis: str) -> Iterator[Home]:
         """A home of the first release: versions 0 to 2, 1 is live and changed by a delta."""
-        places = {"database_url": url} | ({} if "sqlite" in url else {"store_url": empty_redis})
+        places: dict[str, Any] = {"database_url": url}
+        if "sqlite" not in url:
+            places["store_url"] = empty_redis
         with build_home(tmp_path, bias=True, direct={2: [0]}, live=1, **places) as home:
             home.backcast.registry.keys.create("ranking", Scope.READ, pin=0)
             vector = np.full((1, home.dims[1]), 0.5, np.float32)
