@@ -1,5 +1,6 @@
 """What the commands print: tables and JSON on standard output, progress on standard error."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,11 +9,14 @@ from typing import Protocol
 
 import orjson
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0
+WIDTH_OF_FILES = 160
+"""How wide a table is that no terminal shows."""
 
 
 class Advance(Protocol):
@@ -35,23 +39,61 @@ def print_json(data: object) -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
 ) -> None:
-    """Print a table for a person: text to the left, numbers to the right."""
+    """Print a table for a person: text to the left, numbers to the right.
+
+    Only between words is a cell broken. On a terminal too narrow for that, each row is printed as
+    a list of its cells, so that an id can always be copied.
+    """
     rows = [list(row) for row in rows]
-    table = Table()
-    for at, column in enumerate(columns):
-        numeric = all(_is_numeric(row[at]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160
-    console = Console(highlight=False, markup=False, width=width)
+    console = Console(
+        highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES
+    )
     if title:
         console.print(title, style="bold")
+    texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    by_column = [list(cells) for cells in zip(columns, *texts, strict=True)]
+    for padding in (1, 0):
+        widths = _fit(by_column, console.width - (1 + 2 * padding) * len(columns) - 1)
+        if widths is not None:
+            break
+    else:
+        _print_lists(columns, texts)
+        return
+    table = Table(padding=(0, padding))
+    for at, column in enumerate(columns):
+        numeric = all(_is_numeric(row[at]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", width=widths[at])
+    for row in texts:
+        table.add_row(*row)
     console.print(table)
 
 
+def _fit(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return how wide each column is, the widest made narrower first; None where words break."""
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    words = [max(cell_len(word) for cell in cells for word in cell.split(" ")) for cells in columns]
+    if sum(words) > room:
+        return None
+    while sum(widths) > room:
+        _, at = max((widths[i], i) for i in range(len(widths)) if widths[i] > words[i])
+        widths[at] -= 1
+    return widths
+
+
+def _print_lists(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    longest = max(map(cell_len, columns))
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            if cell not in {"-", ""}:
+                say(f"{column}{' ' * (longest - cell_len(column))}  {cell}")
+        say("")
+
+
+_NUMBER = re.compile(r"-?$|[+\-−]?\d[\d.,:e+-]*(?!\w)")  # not an id that begins with digits
+
+
 def _is_numeric(cell: object) -> bool:
-    return cell is None or not isinstance(cell, str) or cell[:1] in "+-−0123456789"
+    return not isinstance(cell, str) or _NUMBER.match(cell) is not None
 
 
 @contextmanager

@@ -148,6 +148,11 @@ def print_diff(diff: Mapping[str, Any]) -> None:
             if ids[what]:
                 more = ", …" if ids[what] > _SHOWN else ""
                 say(f"{kind}s {what}: {', '.join(ids[f'{what}_ids'][:_SHOWN])}{more}")
+    for version in diff["versions"]:
+        say(
+            f"Map to version {version['version']}: largest singular value "
+            f"{_short(version['gain'])}, condition {_short(version['condition'])}"
+        )
     for kind in kinds:
         _print_changes(kind, diff["versions"])
 
@@ -164,21 +169,18 @@ _SPREAD = ("mean", "p50", "p95", "p99", "max")
 
 def _print_changes(kind: str, versions: Sequence[Mapping[str, Any]]) -> None:
     changes = [(v, v["entities"][kind]) for v in versions if kind in v["entities"]]
+    if not changes:
+        say(f"No version serves {kind}s both now and then: no change is measured.")
+        return
     print_table(
-        ("version", "‖Δ‖", *_SPREAD, "largest σ", "condition"),
+        ("version", "‖Δ‖", *_SPREAD),
         [
             row
             for version, change in changes
             for row in (
-                (
-                    str(version["version"]),
-                    "absolute",
-                    *_cells(change["absolute"]),
-                    _short(version["gain"]),
-                    _short(version["condition"]),
-                ),
-                ("", "relative", *_cells(change["relative"]), "", ""),
-                ("", "cosine", *_cosines(change["cosine"]), "", ""),
+                (str(version["version"]), "absolute", *_cells(change["absolute"])),
+                ("", "relative", *_cells(change["relative"])),
+                ("", "cosine", *_cosines(change["cosine"])),
             )
         ],
         title=f"What changes in {kind} vectors, by version",
