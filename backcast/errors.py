@@ -182,7 +182,7 @@ class UnknownVersion(NotFound):
 
     def __init__(self, version: int, servable: Sequence[int] = ()) -> None:
         super().__init__(
-            f"Version {version} does not exist.",
+            f"Version {version} does not exist; `backcast versions` lists those that do.",
             version=version,
             servable_versions=list(servable),
         )

@@ -139,7 +139,8 @@ def find_candidate(
     is_live = catalog.live is not None and catalog.live.snapshot == snapshot.id
     if is_live and is_loaded(backcast.store, snapshot.id):
         raise PromotionConflict(
-            f"Version {version} is live already, with its newest snapshot {snapshot.id}.",
+            f"Version {version} is live already, with its newest snapshot {snapshot.id}; "
+            f"`backcast publish {version}` makes a newer one.",
             current_version=version,
         )
     return Candidate(version, snapshot, catalog)
@@ -364,10 +365,10 @@ def _demand(plan: Plan, *, force: bool) -> None:
     failed = [gate for gate in plan.gates if not gate.passed]
     blocking = [gate for gate in failed if not force or not gate.forceable]
     if blocking:
+        what = "it" if len(blocking) == 1 else "them"
         hint = (
-            ". Force, with a reason, overrides it."
-            if len(blocking) == 1
-            else (". Force, with a reason, overrides them.")
+            f". Force, with a reason, overrides {what}: "
+            f"`backcast promote {plan.version} --force --reason …`."
         )
         raise Conflict(
             f"Version {plan.version} is not promoted: "
