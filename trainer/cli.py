@@ -10,7 +10,7 @@ from backcast.errors import ConfigError
 from trainer.data.cli import app as data_app
 
 if TYPE_CHECKING:
-    from backcast.versions import Version
+    from backcast.versions import Live, Version
 
 app = typer.Typer()
 app.add_typer(data_app, name="data")
@@ -315,6 +315,7 @@ def publish(
                 device=device or settings.device,
                 on_rows=advance,
             )
+        live = registry.deployments.live()
     if as_json:
         print_json(asdict(record))
     else:
@@ -323,7 +324,16 @@ def publish(
         unseen = len(dataset.item_ids) - dataset.items_known(moment)
         if unseen:
             say(f"{unseen} items have no interaction until then and get no vector.")
-        say(f"Next: backcast promote {version}")
+        say(f"Next: {after_publishing(version, live)}")
+
+
+def after_publishing(version: int, live: "Live | None") -> str:
+    """Return the command that follows a publication, given what is live."""
+    if live is None:
+        return f"backcast promote {version}"
+    if live.version == version:
+        return "backcast refresh --dry-run, then backcast refresh"
+    return f"backcast diff {version}, then backcast promote {version}"
 
 
 @app.command(epilog="Example: backcast infer --data shop --upsert")

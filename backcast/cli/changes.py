@@ -105,7 +105,7 @@ def erase_command(
 def _print_erasure(report: ErasureReport) -> None:
     live = report.live
     now = f"{live.snapshot}.{live.delta} is live" if live else "nothing is live"
-    say(f"{report.ids} {report.entity} ids erased: {now}.")
+    say(f"{report.ids} {report.entity} {'id' if report.ids == 1 else 'ids'} erased: {now}.")
     if report.unknown:
         say(f"Held nowhere: {', '.join(report.unknown)}.")
     if report.holders:

@@ -18,7 +18,7 @@ from backcast.registry import open_registry, schema
 from backcast.registry.keys import split_secret
 from backcast.registry.tables import SCHEMA_REVISION
 from backcast.settings import Settings
-from backcast.versions import Entity, Key, Lineage, Scope, Version
+from backcast.versions import Entity, Key, Lineage, Scope, Version, VersionState
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
@@ -65,6 +65,19 @@ def versions_command(as_json: AsJson = False) -> None:
             ("version", "state", "dim", "parent", "method", "Recall@50", "trained"),
             [_version_row(v) for v in catalog.versions],
         )
+        for known in catalog.versions:
+            _say_ending(known)
+
+
+def _say_ending(version: Version) -> None:
+    if version.state in {VersionState.RETIRED, VersionState.ROLLED_BACK}:
+        ending = str(version.state)
+    elif version.sunset_at is not None:
+        ending = f"deprecated, and served until {version.sunset_at:%Y-%m-%d %H:%M} UTC"
+    else:
+        return
+    why = "" if version.note is None else f": {version.note}"
+    say(f"Version {version.number} is {ending}{why}")
 
 
 def _version_row(version: Version) -> tuple[object, ...]:
@@ -198,6 +211,9 @@ def list_keys(as_json: AsJson = False) -> None:
         keys = registry.keys.all()
     if as_json:
         print_json([_key_document(key) for key in keys])
+        return
+    if not keys:
+        say("There is no key yet. Create one: backcast keys create --help")
         return
     print_table(
         ("prefix", "consumer", "scope", "pin", "state"),

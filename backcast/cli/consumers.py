@@ -103,6 +103,9 @@ def consumers_command(as_json: _AsJson = False) -> None:
     if as_json:
         print_json([asdict(consumer) for consumer in consumers])
         return
+    if not consumers:
+        say("There is no consumer yet. One begins with its first key: backcast keys create --help")
+        return
     print_table(
         ("consumer", "pin", "keys in force", "last used"),
         [(c.name, c.pin, c.keys_in_force, c.last_used) for c in consumers],
@@ -122,6 +125,10 @@ def usage_command(
         uses = registry.usage.since(since, version)
     if as_json:
         print_json({"since": since, "usage": [asdict(use) for use in uses]})
+        return
+    if not uses:
+        what = "a vector" if version is None else f"version {version}"
+        say(f"Nobody asked for {what} since {since}.")
         return
     print_table(
         ("consumer", "version", "requests", "vectors", "last used"),

@@ -23,10 +23,10 @@ from backcast.registry import open_registry
 from backcast.registry.database import utc_now
 from backcast.settings import Settings
 from backcast.snapshots import read_snapshot
-from backcast.versions import Use
+from backcast.versions import Live, Use
 from tests.support import build_home
 from tests.trainer_support import command, environment, synthetic, threads
-from trainer.cli import train
+from trainer.cli import after_publishing, train
 from trainer.methods import DEFAULT_METHOD
 
 TINY = """\
@@ -309,6 +309,32 @@ def test_versions_for_a_person(published: Shell) -> None:
         ["1", "live", "6", "0", "bc-aligner"],
         ["2", "registered", "8", "0", "bc-aligner"],
     ]
+
+
+def test_versions_says_how_each_one_ends_and_why(published: Shell) -> None:
+    published("deprecate", "0", "--sunset", "2099-01-31", "--reason", "use version 2")
+    assert published("versions").output.splitlines()[-1:] == [
+        "Version 0 is deprecated, and served until 2099-01-31 00:00 UTC: use version 2"
+    ]
+    assert published("rollback", "--reason", "clicks fell").code == 0
+    assert published("versions").output.splitlines()[-2:] == [
+        "Version 0 is deprecated, and served until 2099-01-31 00:00 UTC: use version 2",
+        "Version 1 is rolled_back: clicks fell",
+    ]
+
+
+def test_an_empty_list_is_a_sentence(published: Shell) -> None:
+    assert "There is no key yet. Create one: " in published("keys", "list").output
+    assert "One begins with its first key: " in published("consumers").output
+    assert published("usage").output.startswith("Nobody asked for a vector since ")
+    assert published("usage", "--version", "0").output.startswith("Nobody asked for version 0 ")
+
+
+def test_publishing_says_what_comes_next() -> None:
+    live = Live(version=1, snapshot="v1-x", delta=0, generation=3)
+    assert after_publishing(0, None) == "backcast promote 0"
+    assert after_publishing(1, live) == "backcast refresh --dry-run, then backcast refresh"
+    assert after_publishing(2, live) == "backcast diff 2, then backcast promote 2"
 
 
 def test_no_version_yet_says_how_to_begin(shell: Shell) -> None:

@@ -81,6 +81,7 @@ def test_erase(shell: Shell, home: Home) -> None:
     shown = " ".join(" ".join(table).split())
     assert "superseded" in shown
     assert "data set" in shown
+    assert shell("erase", "item 2").output.startswith("1 item id erased: ")
     document = json.loads(shell("erase", "user 1", "--entity", "user", "--json").output)
     assert (document["entity"], document["erased"], document["unknown"]) == ("user", 1, [])
     assert document["snapshot"] == name(home)
