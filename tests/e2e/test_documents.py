@@ -17,7 +17,7 @@ from tests.e2e.documents import ROOT, Block, as_shell, blocks
 from trainer.config import TrainConfig
 from trainer.data.synth import SynthConfig, synthesize
 
-SECONDS = 240
+SECONDS = 400
 
 
 @pytest.fixture(scope="module")
