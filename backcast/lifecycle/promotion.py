@@ -118,6 +118,8 @@ def find_candidate(
     """Look up what a promotion of ``version`` would start from; cheap, as no gate is run.
 
     ``expected_live`` is the version that must be live now, ``Expected.NOTHING``, or None: any may.
+    The candidate is the newest snapshot of ``version``; or that which is live, where the store
+    has lost it.
 
     Raises:
         UnknownVersion, NothingPublished, VersionRetired: there is nothing to promote.
@@ -136,8 +138,15 @@ def find_candidate(
     snapshot = backcast.registry.snapshots.latest(version)
     if snapshot is None:
         raise NothingPublished(version)
-    is_live = catalog.live is not None and catalog.live.snapshot == snapshot.id
-    if is_live and is_loaded(backcast.store, snapshot.id):
+    live = catalog.live
+    if (
+        live is not None
+        and live.version == version
+        and not is_loaded(backcast.store, live.snapshot)
+    ):
+        # What is served comes first: a newer snapshot can only be compared with it then.
+        return Candidate(version, backcast.registry.snapshots.get(live.snapshot), catalog)
+    if live is not None and live.snapshot == snapshot.id:
         raise PromotionConflict(
             f"Version {version} is live already, with its newest snapshot {snapshot.id}; "
             f"`backcast publish {version}` makes a newer one.",

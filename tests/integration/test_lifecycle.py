@@ -483,6 +483,15 @@ def test_emptied_store_is_filled_by_promoting_again(home: Home) -> None:
         promote(home.backcast, 0, actor="test")
 
 
+def test_emptied_store_gets_what_is_live_before_anything_newer(home: Home) -> None:
+    before = live(home)
+    newer = home.publish(0, seed=5)
+    home.backcast.store.drop(before.snapshot)
+    assert promote(home.backcast, 0, actor="test").live == live(home) == before
+    home.backcast.store.open(before.snapshot)
+    assert promote(home.backcast, 0, actor="test", force=True, reason="x").live.snapshot == newer.id
+
+
 class TestRegistration:
     """Artifact first, then the row: whole, or not there."""
 
