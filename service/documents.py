@@ -189,6 +189,12 @@ class PromotionRequest(RequestDocument):
         "change, metric. Needs a `reason`.",
     )
     reason: str | None = Field(default=None, min_length=1, max_length=2000)
+    snapshot: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Which of its snapshots; by default the newest.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

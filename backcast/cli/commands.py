@@ -1,6 +1,6 @@
-"""Commands of the core: versions, promote, keys, get, db."""
+"""Commands of the core: versions, snapshots, promote, keys, get, db."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -18,7 +18,16 @@ from backcast.registry import open_registry, schema
 from backcast.registry.keys import split_secret
 from backcast.registry.tables import SCHEMA_REVISION
 from backcast.settings import Settings
-from backcast.versions import Entity, Key, Lineage, Scope, Version, VersionState
+from backcast.versions import (
+    Entity,
+    Key,
+    Lineage,
+    Live,
+    Scope,
+    SnapshotRecord,
+    Version,
+    VersionState,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
@@ -30,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the core's commands."""
     for name, command, example in (
         ("versions", versions_command, "backcast versions --json"),
+        ("snapshots", snapshots_command, "backcast snapshots --json"),
         ("promote", promote_command, "backcast promote 1 --dry-run"),
         ("get", get_command, "backcast get B0002E1G5C --version 0"),
     ):
@@ -99,6 +109,54 @@ def _version_document(version: Version, on_chain: bool) -> dict[str, Any]:
     return document
 
 
+def snapshots_command(as_json: AsJson = False) -> None:
+    """List the snapshots whose vectors are kept: live, superseded or published, newest last."""
+    settings = Settings.load()
+    with open_registry(settings) as registry:
+        live, kept = registry.deployments.live(), registry.snapshots.undeleted()
+    grace = timedelta(seconds=settings.grace_seconds)
+    rows = [_snapshot_document(one, live, grace) for one in kept if one.condemned_at is None]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        say("No snapshot is published yet. Publish one: backcast publish --help")
+    else:
+        print_table(
+            ("snapshot", "version", "state", "items", "users", "deltas", "published", "kept until"),
+            [_snapshot_row(row) for row in rows],
+        )
+
+
+def _snapshot_document(
+    snapshot: SnapshotRecord, live: Live | None, grace: timedelta
+) -> dict[str, Any]:
+    gone = snapshot.superseded_at
+    is_live = live is not None and live.snapshot == snapshot.id
+    return {
+        "id": snapshot.id,
+        "version": snapshot.version,
+        "state": "live" if is_live else "superseded" if gone else "published",
+        "counts": {str(entity): snapshot.counts.get(str(entity), 0) for entity in Entity},
+        "deltas": snapshot.head,
+        "published_at": snapshot.created_at,
+        "kept_until": None if gone is None else gone + grace,
+    }
+
+
+def _snapshot_row(row: Mapping[str, Any]) -> tuple[object, ...]:
+    until = row["kept_until"]
+    return (
+        row["id"],
+        row["version"],
+        row["state"],
+        row["counts"]["item"],
+        row["counts"]["user"],
+        row["deltas"],
+        f"{row['published_at']:%Y-%m-%d %H:%M}",
+        None if until is None else f"{until:%Y-%m-%d %H:%M}",
+    )
+
+
 def promote_command(
     version: Annotated[int, typer.Argument(help="Version to make live.")],
     dry_run: Annotated[bool, typer.Option(help="Check the gates and change nothing.")] = False,
@@ -109,16 +167,23 @@ def promote_command(
         bool, typer.Option(help="Promote although gates fail that may be overridden.")
     ] = False,
     reason: Annotated[str | None, typer.Option(help="Why; required by --force.")] = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of its snapshots; `backcast snapshots` lists them.",
+            show_default="the newest",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a version's newest snapshot into the vector store and make it live."""
     settings = Settings.load()
     with open_backcast(settings) as backcast:
         if dry_run:
-            plan = plan_promotion(backcast, version, expected_live=expected_live)
+            plan = plan_promotion(backcast, version, expected_live=expected_live, snapshot=snapshot)
             print_plan(plan.document(), as_json)
             raise typer.Exit(0 if plan.passed else 1)
-        order = Promote(version, expected_live, force, reason)
+        order = Promote(version, expected_live, force, reason, snapshot)
         what = f"promoting version {version}"
         outcome = operations.perform(backcast, settings, order, what)
     operations.print_outcome(outcome, as_json)

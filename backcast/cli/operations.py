@@ -162,20 +162,23 @@ def refresh_command(
 
 
 def operations_command(
+    id: Annotated[
+        str | None, typer.Argument(help="One operation.", show_default="the newest ones")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List the newest operations of every replica and command, newest first."""
+    """Show one operation, or list the newest of every replica and command, newest first."""
     with open_registry(Settings.load()) as registry:
-        operations = registry.operations.recent(limit)
+        all_asked = [registry.operations.get(id)] if id else registry.operations.recent(limit)
     if as_json:
-        print_json([asdict(operation) for operation in operations])
-    elif not operations:
+        print_json([asdict(operation) for operation in all_asked])
+    elif not all_asked:
         say("There was no operation yet.")
     else:
         print_table(
             ("operation", "kind", "state", "step", "done", "by", "begun", "what became of it"),
-            [_operation_row(operation) for operation in operations],
+            [_operation_row(operation) for operation in all_asked],
         )
 
 
@@ -222,8 +225,8 @@ def gc_command(
         say("There is nothing to delete.")
         return
     print_table(("what", "name", "why", "bytes"), [_doomed_row(one) for one in doomed])
-    total = sum(one.bytes or 0 for one in doomed)
-    say(f"{'Would delete' if dry_run else 'Deleted'} {len(doomed)} things, {total} bytes known.")
+    total, things = sum(one.bytes or 0 for one in doomed), "thing" if len(doomed) == 1 else "things"
+    say(f"{'Would delete' if dry_run else 'Deleted'} {len(doomed)} {things}, {total} bytes known.")
 
 
 def _doomed_row(one: Doomed) -> tuple[object, ...]:

@@ -41,17 +41,21 @@ class Promote:
     expected_live: int | Expected | None = None
     force: bool = False
     reason: str | None = None
+    snapshot: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the order; ``expected_live`` is null for nothing, and absent where any may be."""
         order = {"version": self.version, "force": self.force, "reason": self.reason}
-        return order | _expectation(self.expected_live)
+        named = {} if self.snapshot is None else {"snapshot": self.snapshot}
+        return order | named | _expectation(self.expected_live)
 
     def check(self, backcast: Backcast) -> None:
         """Raise what ``find_candidate`` raises; a forced promotion needs a reason."""
         if self.force and not self.reason:
             raise InvalidInput("A forced promotion needs a reason.")
-        find_candidate(backcast, self.version, expected_live=self.expected_live)
+        find_candidate(
+            backcast, self.version, expected_live=self.expected_live, snapshot=self.snapshot
+        )
 
     def run(self, backcast: Backcast, actor: str, claim: Claim, report: Report) -> Live:
         """Promote."""
@@ -62,6 +66,7 @@ class Promote:
             expected_live=self.expected_live,
             force=self.force,
             reason=self.reason,
+            snapshot=self.snapshot,
             operation=claim,
             report=report,
         ).live

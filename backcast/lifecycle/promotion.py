@@ -113,16 +113,22 @@ class Plan:
 
 
 def find_candidate(
-    backcast: Backcast, version: int, *, expected_live: int | Expected | None = None
+    backcast: Backcast,
+    version: int,
+    *,
+    expected_live: int | Expected | None = None,
+    snapshot: str | None = None,
 ) -> Candidate:
     """Look up what a promotion of ``version`` would start from; cheap, as no gate is run.
 
     ``expected_live`` is the version that must be live now, ``Expected.NOTHING``, or None: any may.
-    The candidate is the newest snapshot of ``version``; or that which is live, where the store
-    has lost it.
+    The candidate is the ``snapshot`` that is named, else the newest one of ``version``; or that
+    which is live, where the store has lost it.
 
     Raises:
         UnknownVersion, NothingPublished, VersionRetired: there is nothing to promote.
+        UnknownSnapshot, InvalidInput, Conflict: the snapshot that is named is none, is of another
+            version, or is deleted.
         PromotionConflict: what is live is not what was expected, or it is ``version`` already, and
             loaded.
     """
@@ -135,10 +141,12 @@ def find_candidate(
         raise VersionRetired(version, ())
     if known.state is VersionState.REJECTED:
         raise Conflict(f"Version {version} was rejected and cannot be promoted.", version=version)
-    snapshot = backcast.registry.snapshots.latest(version)
-    if snapshot is None:
-        raise NothingPublished(version)
     live = catalog.live
+    if snapshot is not None:
+        return Candidate(version, _named_snapshot(backcast, version, snapshot, live), catalog)
+    newest = backcast.registry.snapshots.latest(version)
+    if newest is None:
+        raise NothingPublished(version)
     if (
         live is not None
         and live.version == version
@@ -146,24 +154,48 @@ def find_candidate(
     ):
         # What is served comes first: a newer snapshot can only be compared with it then.
         return Candidate(version, backcast.registry.snapshots.get(live.snapshot), catalog)
-    if live is not None and live.snapshot == snapshot.id:
+    if live is not None and live.snapshot == newest.id:
         raise PromotionConflict(
-            f"Version {version} is live already, with its newest snapshot {snapshot.id}; "
+            f"Version {version} is live already, with its newest snapshot {newest.id}; "
             f"`backcast publish {version}` makes a newer one.",
             current_version=version,
         )
-    return Candidate(version, snapshot, catalog)
+    return Candidate(version, newest, catalog)
+
+
+def _named_snapshot(
+    backcast: Backcast, version: int, name: str, live: Live | None
+) -> SnapshotRecord:
+    record = backcast.registry.snapshots.get(name)
+    if record.version != version:
+        raise InvalidInput(
+            f"Snapshot {name} is of version {record.version}, not of version {version}."
+        )
+    if record.condemned_at is not None:
+        raise Conflict(f"Snapshot {name} is over its grace period and deleted.", snapshot=name)
+    if live is not None and live.version == version:
+        raise PromotionConflict(
+            f"Version {version} is live already; `backcast rollback --to-snapshot` goes back to an "
+            "older snapshot of it, `backcast refresh` to its newest.",
+            current_version=version,
+        )
+    return record
 
 
 def plan_promotion(
-    backcast: Backcast, version: int, *, expected_live: int | Expected | None = None
+    backcast: Backcast,
+    version: int,
+    *,
+    expected_live: int | Expected | None = None,
+    snapshot: str | None = None,
 ) -> Plan:
     """Check everything that a promotion of ``version`` rests on, and change nothing.
 
     Raises:
         UnknownVersion, NothingPublished, VersionRetired, PromotionConflict: see ``find_candidate``.
     """
-    return _examine(backcast, find_candidate(backcast, version, expected_live=expected_live), _walk)
+    candidate = find_candidate(backcast, version, expected_live=expected_live, snapshot=snapshot)
+    return _examine(backcast, candidate, _walk)
 
 
 def promote(
@@ -174,10 +206,13 @@ def promote(
     expected_live: int | Expected | None = None,
     force: bool = False,
     reason: str | None = None,
+    snapshot: str | None = None,
     operation: Claim | None = None,
     report: Report = lambda _step, _fraction: None,
 ) -> Promoted:
-    """Load the newest snapshot of ``version`` into the store and make it live, in one switch.
+    """Load a snapshot of ``version`` into the store and make it live, in one switch.
+
+    It is the newest one, or the ``snapshot`` that is named.
 
     Where ``version`` is live already, a newer snapshot of it takes the old one's place; where the
     store has lost the live snapshot, it is loaded again, and nothing is switched.
@@ -191,7 +226,7 @@ def promote(
     if force and not reason:
         raise InvalidInput("A forced promotion needs a reason.")
     report("check", 0.0)
-    candidate = find_candidate(backcast, version, expected_live=expected_live)
+    candidate = find_candidate(backcast, version, expected_live=expected_live, snapshot=snapshot)
     plan = _examine(
         backcast,
         candidate,

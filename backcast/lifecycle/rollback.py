@@ -92,7 +92,7 @@ def find_target(
     demand_expected(expected_live, catalog.live)
     if catalog.live is None:
         raise PromotionConflict("Nothing is live, so there is nothing to roll back.")
-    id = to_snapshot or _before_promotion(backcast, catalog.live)
+    id = _before_promotion(backcast, catalog.live) if to_snapshot is None else to_snapshot
     record = backcast.registry.snapshots.get(id)
     _demand_possible(catalog, catalog.live, record)
     return Target(record, catalog.live, catalog)

@@ -102,9 +102,12 @@ def promote_version(
     """
     expected = _expected(wanted)
     if wanted.dry_run:
-        plan = plan_promotion(state_of(request).backcast, k, expected_live=expected)
+        plan = plan_promotion(
+            state_of(request).backcast, k, expected_live=expected, snapshot=wanted.snapshot
+        )
         return JSONResponse(plan.document())
-    return _start(request, Promote(k, expected, wanted.force, wanted.reason), caller, key)
+    order = Promote(k, expected, wanted.force, wanted.reason, wanted.snapshot)
+    return _start(request, order, caller, key)
 
 
 @router.post(

@@ -18,7 +18,15 @@ from backcast.errors import (
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import erase, plan_rollback, refresh, rollback, sweep, upsert
+from backcast.lifecycle import (
+    erase,
+    plan_promotion,
+    plan_rollback,
+    refresh,
+    rollback,
+    sweep,
+    upsert,
+)
 from backcast.registry.database import utc_now
 from backcast.registry.versions import set_state
 from backcast.versions import Entity, Live, VersionState
@@ -186,6 +194,37 @@ def test_lost_ids_answer_404_and_come_back_when_rolling_forward(home: Home) -> N
     home.promote(2)
     answer = engine_of(home).current().vectors(Entity.ITEM, ["new a"], 2)
     assert answer.vectors[0].tobytes() == vector.tobytes()
+
+
+def test_rolling_forward_past_a_bad_publication_takes_the_snapshot_that_is_named(
+    home: Home,
+) -> None:
+    good = live(home).snapshot
+    put(home, "new a")
+    served = home.vectors[2]
+    back(home)
+    home.publish(2, seed=9)
+    bad = newest(home, 2)
+    assert plan_promotion(home.backcast, 2).snapshot == bad
+    assert plan_promotion(home.backcast, 2, snapshot=good).snapshot == good
+    assert home.promote(2, snapshot=good) == good
+    home.vectors[2] = served
+    home.check_served(2)
+    assert engine_of(home).current().vectors(Entity.ITEM, ["new a"], 2).found.all()
+
+
+def test_snapshots_that_cannot_be_promoted_by_name(local_home: Home) -> None:
+    older, now = newest(local_home, 1), live(local_home).snapshot
+    with pytest.raises(InvalidInput, match="is of version 1, not of version 2"):
+        local_home.promote(2, snapshot=older)
+    with pytest.raises(PromotionConflict, match="rollback --to-snapshot"):
+        local_home.promote(2, snapshot=now)
+    with pytest.raises(UnknownSnapshot):
+        local_home.promote(2, snapshot="none")
+    back(local_home)
+    sweep(local_home.backcast, NOW)
+    with pytest.raises(Conflict, match="over its grace period"):
+        local_home.promote(2, snapshot=now)
 
 
 def test_ids_upserted_before_the_promotion_are_not_lost(home: Home) -> None:

@@ -129,7 +129,7 @@ def test_the_documented_commands_are_there() -> None:
         *(("data", "synth"), ("data", "csv")),
         *(("keys", "create"), ("keys", "revoke"), ("keys", "list")),
         *(("deprecate",), ("retire",), ("pin",), ("consumers",), ("usage",)),
-        *(("rollback",), ("refresh",), ("operations",), ("gc",)),
+        *(("rollback",), ("refresh",), ("operations",), ("gc",), ("snapshots",)),
         *(("db", "upgrade"), ("db", "check"), ("db", "downgrade")),
     }
     assert documented <= set(COMMANDS)
@@ -519,10 +519,33 @@ def test_operations_for_a_person_and_a_script(published: Shell) -> None:
         ("promote", "succeeded", False),
         ("rollback", "succeeded", False),
     ]
+    one = published("operations", listed[2]["id"], "--json")
+    assert json.loads(one.output) == [listed[2]]
+    assert "No operation 'none'" in published("operations", "none").log
     shown = published("operations", "--limit", "2").output
     assert listed[0]["id"] in shown
     assert listed[2]["id"] not in shown
     assert "gate lineage" in shown
+
+
+def test_snapshots_for_a_person_and_a_script(published: Shell) -> None:
+    listed = json.loads(published("snapshots", "--json").output)
+    assert [(s["version"], s["state"], s["deltas"]) for s in listed] == [
+        (0, "superseded", 0),
+        (1, "live", 0),
+        (2, "published", 0),
+    ]
+    assert [s["kept_until"] is None for s in listed] == [False, True, True]
+    assert all(s["counts"]["item"] and s["counts"]["user"] for s in listed)
+    shown = published("snapshots").output
+    assert all(s["id"] in shown for s in listed)
+    plan = published("promote", "2", "--snapshot", listed[2]["id"], "--dry-run", "--json")
+    assert json.loads(plan.output)["snapshot"] == listed[2]["id"]
+    assert "is of version 0" in published("promote", "2", "--snapshot", listed[0]["id"]).log
+
+
+def test_no_snapshot_yet(shell: Shell) -> None:
+    assert shell("snapshots").output.startswith("No snapshot is published yet.")
 
 
 def test_a_refresh_takes_up_the_newest_snapshot(published: Shell) -> None:
