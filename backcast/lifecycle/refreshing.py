@@ -1,6 +1,7 @@
 """The live version gets a newer snapshot of itself."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from backcast.errors import Conflict, PromotionConflict
 from backcast.lifecycle.folding import Folding
@@ -31,7 +32,8 @@ def refresh(
         Conflict: nothing is live, or a gate failed.
     """
     live = _demand_live(backcast.registry.deployments.live(), expected_live)
-    return promote(
+    go = partial(
+        promote,
         backcast,
         live.version,
         actor=actor,
@@ -40,6 +42,10 @@ def refresh(
         operation=operation,
         report=report,
     )
+    promoted, newest = go(), backcast.registry.snapshots.latest(live.version)
+    if newest is not None and newest.id != promoted.live.snapshot:
+        promoted = go()  # the store had lost what was live, and was filled with that first
+    return promoted
 
 
 def compact(

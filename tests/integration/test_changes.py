@@ -108,6 +108,15 @@ def delta_files(home: Home) -> int:
     return len(list(folder.iterdir())) if folder.exists() else 0
 
 
+def test_refresh_of_an_emptied_store_takes_up_the_newest_snapshot(home: Home) -> None:
+    live = home.backcast.registry.deployments.live()
+    assert live is not None
+    home.backcast.store.drop(live.snapshot)
+    newer = home.publish(1, seed=3)
+    assert refresh(home.backcast, actor="ann").live.snapshot == newer.id
+    home.check_served(1)
+
+
 def test_vectors_that_could_not_be_served_or_stored_are_refused(tmp_path: Path) -> None:
     with build_home(tmp_path, live=1, store_precision="float16") as home:
         put = partial(upsert, home.backcast, Entity.ITEM, actor="ann", most_changed=9)
