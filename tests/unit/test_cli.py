@@ -571,9 +571,9 @@ def test_the_collector_shows_what_it_would_delete(published: Shell) -> None:
     assert (doomed["what"], doomed["name"][:3], doomed["bytes"] > 0) == ("snapshot", "v0-", True)
     shown = published("gc", "--dry-run", **at_once).output
     assert doomed["name"] in shown
-    assert shown.endswith(f"Would delete 1 things, {doomed['bytes']} bytes known.\n")
+    assert shown.endswith(f"Would delete 1 thing, {doomed['bytes']} bytes known.\n")
     deleted = published("gc", "--litter", **at_once).output
-    assert deleted.endswith(f"Deleted 1 things, {doomed['bytes']} bytes known.\n")
+    assert deleted.endswith(f"Deleted 1 thing, {doomed['bytes']} bytes known.\n")
     assert json.loads(published("gc", "--dry-run", "--litter", "--json", **at_once).output) == []
 
 
