@@ -1,10 +1,11 @@
 # Backcast: `make demo` shows the main job, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := service train dev
+EXTRAS := service train otel fuzz dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format lock picture openapi bench-serving bench-feast soak clean
+.PHONY: help demo test test-long lint format lock licences picture openapi dashboard \
+	bench-serving bench-feast soak fuzz clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,7 +14,7 @@ demo: .venv/installed-apps  ## Train, serve, promote; a consumer that never retr
 	$(BIN)/backcast demo
 
 test: .venv/installed-dev  ## The whole suite, on real PostgreSQL and Redis
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: .venv/installed-dev  ## What takes minutes by nature
 	$(BIN)/python -m pytest -m long
@@ -30,14 +31,21 @@ format: .venv/installed-dev  ## Put the code into shape
 
 lock: .venv/installed-dev  ## Resolve the lock files of requirements/ anew, one per extra
 	$(call compile,requirements/build.in,build)
-	$(call compile,pyproject.toml,core)
-	$(foreach extra,$(EXTRAS),$(call compile,--extra $(extra) pyproject.toml requirements/torch-needs.in,$(extra)))
+	$(call compile,--extra dev pyproject.toml requirements/torch-needs.in,dev)
+	$(foreach extra,$(filter-out dev,$(EXTRAS)),$(call like-dev,--extra $(extra) pyproject.toml requirements/torch-needs.in,$(extra)))
+	$(call like-dev,pyproject.toml,core)
 
 picture: .venv/installed-dev  ## Draw the README's picture
 	$(BIN)/python docs/draw_idea.py docs/idea.svg
 
 openapi: .venv/installed-dev  ## Write docs/openapi.json from the code
 	$(BIN)/python -m service.openapi > docs/openapi.json
+
+dashboard: .venv/installed-dev  ## Write deploy/grafana/backcast.json from deploy/dashboard.py
+	$(BIN)/python -m deploy.dashboard > deploy/grafana/backcast.json
+
+licences: .venv/installed-dev  ## Write docs/licences.md from the lock files and what is installed
+	$(BIN)/python -m tests.licences > docs/licences.md
 
 bench-serving: .venv/installed-apps  ## How fast the service is: a table, from real servers under load
 	$(BIN)/python benchmarks/serving.py $(ARGS)
@@ -48,6 +56,9 @@ bench-feast: .venv/installed-apps .venv-feast/installed  ## Only the comparison 
 soak: .venv/installed-dev  ## Replicas under faults, every vector verified: make soak ARGS='--minutes 10'
 	$(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: .venv/installed-dev  ## Hostile input, and figures: make fuzz ARGS='--minutes 10'
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 clean:  ## Remove what the targets made
 	rm -rf .venv .venv-feast .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -57,6 +68,13 @@ $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --n
 	--override requirements/without-torch.txt --no-emit-package torch \
 	$(1) -o requirements/$(2).txt
 
+endef
+
+# A lock file that is there is kept to where possible: so all of them have the same versions, and
+# any two can be installed together.
+define like-dev
+cp requirements/dev.txt requirements/$(2).txt
+$(call compile,$(1),$(2))
 endef
 
 # The lock files are complete, so nothing is resolved; torch and what only its build needs come last.

@@ -7,6 +7,7 @@ Tensors are safetensors; nothing is ever unpickled.
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -31,6 +32,9 @@ from backcast.errors import (
 )
 from backcast.versions import FileDigest
 
+FOLDER = re.compile(r"(versions|snapshots|deltas|drifts)/[^/]+-[0-9a-f]{8}")
+"""Every name that ``new_folder`` gives."""
+
 _CHUNK = 1 << 20
 
 
@@ -41,8 +45,18 @@ class Artifacts:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"BACKCAST_ARTIFACTS_URL={url!r}: {error}.") from error
+            shown = url if "@" not in url else f"{url.partition(':')[0]}:…"  # what may be a secret
+            raise ConfigError(f"BACKCAST_ARTIFACTS_URL={shown!r}: {error}.") from error
         self._local = isinstance(self._fs, LocalFileSystem)
+
+    def overlaps(self, other: "Artifacts") -> bool:
+        """Return whether both have the same root, or one lies within the other's."""
+        one, two = self._place(), other._place()
+        return one.startswith(two) or two.startswith(one)
+
+    def _place(self) -> str:
+        root = os.path.realpath(self._root) if self._local else self._root
+        return f"{self._fs.unstrip_protocol(root)}".rstrip("/") + "/"
 
     def new_folder(self, kind: str, name: str) -> str:
         """Return the name of a folder that nobody else will be given."""
@@ -138,13 +152,13 @@ class Artifacts:
         return int(self._fs.du(self._path(folder))) if self._fs.exists(self._path(folder)) else 0
 
     def folders(self) -> dict[str, "FoundFolder"]:
-        """Return every folder that holds files, by name, whoever wrote it."""
+        """Return every folder that holds files, by name, whoever wrote it; "" is the root."""
         self._fs.invalidate_cache()
         found: dict[str, FoundFolder] = {}
         start = len(self._path(""))
         for path, about in self._fs.find(self._path(""), detail=True).items():
             folder, _, name = path[start:].rpartition("/")
-            if folder and name:
+            if name:
                 file = FoundFolder(about["size"], self._fs.modified(path).astimezone(UTC))
                 found[folder] = file if folder not in found else found[folder] + file
         return found
@@ -173,12 +187,17 @@ class Artifacts:
             raise ArtifactCorrupt(self.url(folder, name), f"not JSON ({error})") from error
 
     def _path(self, *parts: str) -> str:
+        if any(".." in part.split("/") for part in parts):
+            raise ArtifactError(f"{'/'.join(parts)} leads out of the folder of the artifacts.")
         return "/".join((self._root.rstrip("/"), *parts))
 
     @contextmanager
     def _open(self, folder: str, name: str) -> Iterator[IO[bytes]]:
+        path = self._path(folder, name)
+        if self._local and os.path.exists(path) and not os.path.isfile(path):
+            raise ArtifactError(f"{self.url(folder, name)} cannot be read: it is no regular file.")
         try:
-            file = self._fs.open(self._path(folder, name), "rb")
+            file = self._fs.open(path, "rb")
         except FileNotFoundError as error:
             raise ArtifactMissing(self.url(folder, name)) from error
         except OSError as error:
@@ -187,12 +206,16 @@ class Artifacts:
         with file:
             yield file
 
+    def corrupt(self, folder: str, name: str, found: str, registered: str) -> ArtifactCorrupt:
+        """Return the error of a file whose digest is not the one that was registered."""
+        return ArtifactCorrupt(
+            self.url(folder, name),
+            f"its SHA-256 is {found[:12]}…, registered was {registered[:12]}…",
+        )
+
     def _compare(self, folder: str, name: str, found: str, registered: str) -> None:
         if found != registered:
-            raise ArtifactCorrupt(
-                self.url(folder, name),
-                f"its SHA-256 is {found[:12]}…, registered was {registered[:12]}…",
-            )
+            raise self.corrupt(folder, name, found, registered)
 
 
 @dataclass(frozen=True)

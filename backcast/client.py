@@ -6,9 +6,14 @@
         more = client.get_many(others, 1, snapshot=batch.snapshot)   # from the same, or refused
 
 ``AsyncClient`` is the same for an event loop. What the service refuses is raised as the class of
-``backcast.errors`` that the service raised.
+``backcast.errors`` that the service raised. A read that is refused with ``Retry-After``, for the
+service is overloaded or the consumer over its rate, is sent again up to three times, when it says.
 """
 
+import asyncio
+import itertools
+import random
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -42,6 +47,9 @@ VersionName = int | Literal["live"] | None
 
 _CHUNK = 10_000
 _ATTEMPTS = 4
+_RETRIES = 3  # of a read that is told to come again
+_LONGEST_PAUSE_S = 10.0  # that it waits for that; what is told to wait for longer is raised
+_SPREAD = 0.25  # of a pause: those who were refused together shall not come back together
 _PROBLEM = "application/problem+json"
 _PROBLEM_TYPE = "urn:backcast:problem:"
 _PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance"}
@@ -62,6 +70,8 @@ class Embeddings:
         version: j, the version that the vectors are compatible with.
         live_version: k, the version whose stored vectors they were made from.
         snapshot: S.d, the snapshot and delta that they were made from.
+        drift: (N,) float32, where it was asked for: each vector's drift bound, the most by which
+            it can be away from the one that version j itself stored last; NaN where there is none.
     """
 
     ids: tuple[str, ...]
@@ -70,6 +80,7 @@ class Embeddings:
     version: int
     live_version: int
     snapshot: str
+    drift: NDArray[np.float32] | None = None
 
     @property
     def dim(self) -> int:
@@ -106,6 +117,7 @@ class _Call:
     method: str
     path: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    reads: bool = True
 
 
 _Result = TypeVar("_Result")
@@ -145,22 +157,23 @@ class _Reader:
         self,
         ids: Sequence[str],
         version: VersionName,
-        entity: Entity | str,
+        asked: Mapping[str, Any],
         snapshot: str | None,
     ) -> _Steps[Embeddings]:
+        """Ask for all ids; ``asked`` is what each request says beside ids and version."""
         for _ in range(_ATTEMPTS - 1):
             try:
-                return (yield from self._all_batches(ids, version, entity, snapshot))
+                return (yield from self._all_batches(ids, version, asked, snapshot))
             except SnapshotMismatch:
                 if snapshot is not None:  # another one is not what was asked for
                     raise
-        return (yield from self._all_batches(ids, version, entity, snapshot))
+        return (yield from self._all_batches(ids, version, asked, snapshot))
 
     def _all_batches(
         self,
         ids: Sequence[str],
         version: VersionName,
-        entity: Entity | str,
+        asked: Mapping[str, Any],
         snapshot: str | None,
     ) -> _Steps[Embeddings]:
         batches: list[Embeddings] = []
@@ -169,7 +182,7 @@ class _Reader:
             expected = batches[0].snapshot if batches else snapshot
             piece = ids[done : done + self._chunk]
             try:
-                batch = yield from self._batch(piece, version, entity, expected)
+                batch = yield from self._batch(piece, version, asked, expected)
             except BatchTooLarge as error:
                 self._chunk = _smaller(self._chunk, error)
                 continue
@@ -182,14 +195,14 @@ class _Reader:
         self,
         ids: Sequence[str],
         version: VersionName,
-        entity: Entity | str,
+        asked: Mapping[str, Any],
         snapshot: str | None,
     ) -> _Steps[Embeddings]:
         response = yield _Call(
             "POST",
             "/embeddings/batch",
             {
-                "content": _dumps({"ids": list(ids), "version": version, "entity": str(entity)}),
+                "content": _dumps({"ids": list(ids), "version": version, **asked}),
                 "headers": {
                     "Accept": _ARROW,
                     "Content-Type": "application/json",
@@ -199,7 +212,7 @@ class _Reader:
         )
         _demand_version(response, version)
         _demand_snapshot(response, snapshot)
-        vectors, found = _read_arrow(response, len(ids))
+        vectors, found, drift = _read_arrow(response, len(ids), drift=asked["drift"])
         return Embeddings(
             tuple(ids),
             vectors,
@@ -207,6 +220,7 @@ class _Reader:
             _number(response, "Backcast-Version"),
             _number(response, "Backcast-Live-Version"),
             _header(response, "Backcast-Snapshot"),
+            drift,
         )
 
     def _versions(self) -> _Steps[list[VersionInfo]]:
@@ -217,7 +231,8 @@ class _Reader:
         self, version: int, expected_live: int | None, force: bool, reason: str | None
     ) -> _Steps[dict[str, Any]]:
         order = {"expected_live": expected_live, "force": force, "reason": reason}
-        response = yield _Call("POST", f"/admin/versions/{version}/promote", {"json": order})
+        path = f"/admin/versions/{version}/promote"
+        response = yield _Call("POST", path, {"json": order}, reads=False)
         operation: dict[str, Any] = response.json()
         return operation
 
@@ -303,6 +318,7 @@ class Client(_Reader):
         entity: Entity | str = Entity.ITEM,
         *,
         snapshot: str | None = None,
+        drift: bool = False,
     ) -> Embeddings:
         """Return the vectors of many ids, all from one snapshot; order and duplicates kept.
 
@@ -312,6 +328,8 @@ class Client(_Reader):
         To read more than one call's ids from one snapshot, give the ``snapshot`` of the first
         answer (S.d) to all that follow: they are made from the same, or refused, never a mixture.
 
+        With ``drift`` the answer has each vector's drift bound, too.
+
         Raises:
             SnapshotMismatch: the snapshot demanded is not served (any more); without a demand,
                 another one went live during each of a few attempts.
@@ -319,7 +337,8 @@ class Client(_Reader):
             InvalidInput: an id cannot be one.
             VersionRequired, Unauthorized, Forbidden, ServiceError: see ``get``.
         """
-        return self._run(self._many(ids, version, entity, snapshot))
+        asked = {"entity": str(entity), "drift": drift}
+        return self._run(self._many(ids, version, asked, snapshot))
 
     def versions(self) -> list[VersionInfo]:
         """Return every registered version, oldest first."""
@@ -366,8 +385,14 @@ class Client(_Reader):
             return result
 
     def _send(self, call: _Call) -> httpx2.Response:
-        with self._translated():
-            return _accepted(self._http.request(call.method, call.path, **call.options))
+        for attempt in itertools.count():
+            with self._translated():
+                response = self._http.request(call.method, call.path, **call.options)
+            pause = _pause(call, response, attempt)
+            if pause is None:
+                break
+            time.sleep(pause)
+        return _accepted(response)
 
 
 class AsyncClient(_Reader):
@@ -419,9 +444,11 @@ class AsyncClient(_Reader):
         entity: Entity | str = Entity.ITEM,
         *,
         snapshot: str | None = None,
+        drift: bool = False,
     ) -> Embeddings:
         """Return the vectors of many ids, all from one snapshot; see ``Client.get_many``."""
-        return await self._run(self._many(ids, version, entity, snapshot))
+        asked = {"entity": str(entity), "drift": drift}
+        return await self._run(self._many(ids, version, asked, snapshot))
 
     async def versions(self) -> list[VersionInfo]:
         """Return every registered version, oldest first."""
@@ -457,8 +484,23 @@ class AsyncClient(_Reader):
             return result
 
     async def _send(self, call: _Call) -> httpx2.Response:
-        with self._translated():
-            return _accepted(await self._http.request(call.method, call.path, **call.options))
+        for attempt in itertools.count():
+            with self._translated():
+                response = await self._http.request(call.method, call.path, **call.options)
+            pause = _pause(call, response, attempt)
+            if pause is None:
+                break
+            await asyncio.sleep(pause)
+        return _accepted(response)
+
+
+def _pause(call: _Call, response: httpx2.Response, attempt: int) -> float | None:
+    """Return the seconds to wait before the call is made again, None where it is not."""
+    after = response.headers.get("Retry-After", "")
+    refused = response.status_code in {429, 503} and after.isdecimal()
+    if not refused or not call.reads or attempt >= _RETRIES or int(after) > _LONGEST_PAUSE_S:
+        return None
+    return int(after) * random.uniform(1, 1 + _SPREAD)
 
 
 def _accepted(response: httpx2.Response) -> httpx2.Response:
@@ -490,25 +532,29 @@ def _read_raw(response: httpx2.Response) -> NDArray[np.float32]:
 
 
 def _read_arrow(
-    response: httpx2.Response, count: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    response: httpx2.Response, count: int, *, drift: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32] | None]:
     expected = (count, _number(response, "Backcast-Dim"))
     try:
         with pa.ipc.open_stream(response.content) as stream:
-            column = stream.read_next_batch().column("vector")
+            rows = stream.read_next_batch()
+        column, bounds = rows.column("vector"), None
         vectors = column.values.to_numpy().reshape(-1, column.type.list_size).copy()
+        if drift:  # what is null becomes NaN
+            bounds = rows.column("drift_bound").to_numpy(zero_copy_only=False).copy()
     except (pa.ArrowException, KeyError, AttributeError) as error:
         raise _unreadable(response, f"no vectors ({error})") from error
     _demand(vectors.shape == expected, response, f"vectors of shape {vectors.shape}")
     found = column.is_valid().to_numpy(zero_copy_only=False)
     vectors[~found] = np.nan
-    return vectors, found
+    return vectors, found, bounds
 
 
 def _joined(batches: Sequence[Embeddings]) -> Embeddings:
     first = batches[0]
     if len(batches) == 1:
         return first
+    drifts = [batch.drift for batch in batches if batch.drift is not None]
     return Embeddings(
         tuple(id for batch in batches for id in batch.ids),
         np.concatenate([batch.vectors for batch in batches]),
@@ -516,6 +562,7 @@ def _joined(batches: Sequence[Embeddings]) -> Embeddings:
         first.version,
         first.live_version,
         first.snapshot,
+        None if not drifts else np.concatenate(drifts),
     )
 
 

@@ -8,7 +8,6 @@ The candidate comes in batches, what is live is gathered for the ids of each. Wh
 grow with the number of vectors, but for 8 bytes an id, which tell what was lost.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 
 from backcast.spreads import Spread, Tally
 from backcast.stores import StoredSnapshot
-from backcast.transforms import AffineMap
-from backcast.vectors import VectorBatch
+from backcast.transforms import AffineMap, behaviour
+from backcast.vectors import VectorBatch, norms
 from backcast.versions import Entity
 
 NAMED = 20
@@ -219,18 +218,9 @@ class Comparison:
         return Diff(ids, [self._target(at, route) for at, route in enumerate(self.routes)])
 
     def _target(self, at: int, route: Route) -> TargetDiff:
-        gain, condition = (1.0, 1.0) if route.after is None else behaviour(route.after)
+        gain, condition = (1.0, 1.0) if route.after is None else behaviour(route.after.weight)
         changes = {entity: c[at].result() for entity, c in sorted(self._changes.items())}
         return TargetDiff(route.version, gain, condition, changes)
-
-
-def behaviour(mapped: AffineMap) -> tuple[float, float | None]:
-    """Return the largest singular value of a map, and its condition number (None: infinite)."""
-    values = np.linalg.svd(mapped.weight, compute_uv=False)
-    largest, smallest = float(values[0]), float(values[-1])
-    with np.errstate(divide="ignore", over="ignore"):
-        condition = float(np.divide(largest, smallest)) if largest else math.inf
-    return largest, condition if math.isfinite(condition) else None
 
 
 class _Served:
@@ -302,7 +292,7 @@ class _Changes:
     ) -> NDArray[np.float64]:
         """Take the vectors of ``rows``, each (n, D_j); return ‖Δ‖, (n,)."""
         with np.errstate(over="ignore", invalid="ignore"):
-            moved, was, now = _norms(after - before), _norms(before), _norms(after)
+            moved, was, now = norms(after - before), norms(before), norms(after)
         self._compared += len(rows)
         finite = np.isfinite(moved) & np.isfinite(was) & np.isfinite(now)
         if not finite.all():
@@ -348,11 +338,6 @@ class _Changes:
             None if turned is None else Turn(1 - turned.mean, 1 - turned.p95, 1 - turned.max),
             tuple(self._most),
         )
-
-
-def _norms(vectors: Rows) -> NDArray[np.float64]:
-    squares: NDArray[np.float64] = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-    return np.sqrt(squares)
 
 
 def _turned(

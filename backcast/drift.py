@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from backcast.artifacts import Artifacts
 from backcast.changes import ChangedSnapshot
 from backcast.diff import Moved, Route
+from backcast.errors import SnapshotNotLoaded
 from backcast.registry.database import utc_now
 from backcast.snapshots import write_vectors
 from backcast.spreads import Tally
-from backcast.stores import StoredSnapshot
+from backcast.stores import StoredSnapshot, VectorStore
 from backcast.vectors import VectorBatch
 from backcast.versions import DriftRecord, Entity, SnapshotRecord
 
@@ -195,6 +196,14 @@ def write_drift(
 _MARK = "-drift"
 
 
-def is_drift(name: str, snapshot: str) -> bool:
-    """Return whether what the store calls ``name`` are drift bounds of ``snapshot``."""
-    return name.startswith(f"{snapshot}{_MARK}-")
+def bounded_snapshot(name: str) -> str:
+    """Return the snapshot whose bounds a store calls ``name``; of a snapshot's name, itself."""
+    return name.partition(f"{_MARK}-")[0]
+
+
+def open_bounds(record: DriftRecord | None, store: VectorStore) -> DriftBounds | None:
+    """Open drift bounds; None where there are none, or the store has lost them."""
+    try:
+        return None if record is None else DriftBounds(record, store.open(record.id))
+    except SnapshotNotLoaded:  # vectors can be served and compared all the same
+        return None

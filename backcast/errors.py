@@ -23,12 +23,16 @@ BackcastError
 │   ├── OperationRunning          one operation at a time, and there is one
 │   ├── OperationAbandoned        nobody runs it any more, or not the one who began it
 │   ├── NothingPublished          a version without a snapshot cannot be promoted
+│   ├── LastAdminKey              without it nobody could administer over HTTP
 │   └── VersionInUse              somebody is pinned to the version, or used it lately
 ├── VersionRetired
 ├── SnapshotMismatch              the snapshot asked for is not served here (any more)
 ├── Unauthorized
 ├── Forbidden
 ├── NotReady                      nothing is live yet
+│   └── Draining                  the replica is about to stop
+├── Overloaded                    more at once than this replica takes
+├── RateLimited                   the consumer asks for more than its rate
 ├── ArtifactError
 │   ├── ArtifactMissing
 │   │   └── WeightsDeleted        a model's weights, by policy
@@ -338,6 +342,19 @@ class NothingPublished(Conflict):
         )
 
 
+class LastAdminKey(Conflict):
+    """Without this key nobody could administer over HTTP any more."""
+
+    code = "last-admin-key"
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(
+            f"Key {prefix} is the last one in force with scope admin. Create another or rotate it, "
+            "or force it, with a reason: the next one then comes from `backcast keys create`.",
+            prefix=prefix,
+        )
+
+
 class VersionInUse(Conflict):
     """Somebody is pinned to the version, used it lately, or was promised more time."""
 
@@ -418,6 +435,40 @@ class NotReady(BackcastError):
     code = "not-ready"
 
 
+class Draining(NotReady):
+    """The replica is about to stop: it answers what it is asked, and should be asked no more."""
+
+    code = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("This replica is about to stop; ask another one.")
+
+
+class Overloaded(BackcastError):
+    """The replica has as much to do as it takes on; nothing was done."""
+
+    code = "overloaded"
+
+
+class RateLimited(BackcastError):
+    """The consumer asks for more than it may in a second; ``retry_after`` is in seconds."""
+
+    code = "rate-limited"
+
+    def __init__(
+        self, consumer: str, unit: str, limit: int, seconds: int, retry_after: int
+    ) -> None:
+        time = "second" if seconds == 1 else f"{seconds} seconds"
+        super().__init__(
+            f"Consumer {consumer} may have {limit} {unit} in {time}; try again in {retry_after} s.",
+            consumer=consumer,
+            unit=unit,
+            limit=limit,
+            seconds=seconds,
+            retry_after=retry_after,
+        )
+
+
 class ArtifactError(BackcastError):
     """A stored file is not what was registered."""
 
@@ -496,14 +547,14 @@ class RegistryError(BackcastError):
 
 
 class SchemaMismatch(BackcastError):
-    """The database was made by another release."""
+    """The database was made by another release, and this one cannot run on it."""
 
     code = "schema-mismatch"
 
-    def __init__(self, found: str | None, expected: str) -> None:
+    def __init__(self, found: str | None, expected: str, *, newer: bool = False) -> None:
+        mend = "Install the release that made it." if newer else "Run `backcast db upgrade`."
         super().__init__(
-            f"The registry's schema is {found or 'absent'}, this release needs {expected}. "
-            "Run `backcast db upgrade`, or install the release that made it.",
+            f"The registry's schema is {found or 'absent'}, this release needs {expected}. {mend}",
             found=found,
             expected=expected,
         )

@@ -10,6 +10,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backcast.errors import ConfigError
 
+SECRETS = ("database_url", "store_url", "limits_url", "key")
+"""Fields that may hold a password, and can be read from the file that ``BACKCAST_…_FILE`` names."""
+
 
 class Settings(BaseSettings):
     """Where things are kept and how they are served. Each field is one environment variable."""
@@ -44,6 +47,88 @@ class Settings(BaseSettings):
     max_batch: int = Field(
         default=10_000, ge=1, le=1_000_000, description="Most ids that one batch request may carry."
     )
+    max_body: int = Field(
+        default=64 << 20,
+        ge=1024,
+        le=2 << 30,
+        description="Most bytes of a request's body, where it carries ids or vectors; others have "
+        "at most 64 KiB.",
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Connections that one worker serves at once; requests over more of them are "
+        "answered with 503.",
+    )
+    batches_at_once: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="Batches that one worker answers at once.",
+    )
+    batches_waiting: int = Field(
+        default=32,
+        ge=0,
+        le=100_000,
+        description="Batches beyond those that one worker takes on; more are answered with 503 "
+        "before their bodies are read.",
+    )
+    batch_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="How long a batch may take, from its first line to the last byte of its "
+        "answer.",
+    )
+    body_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="How long a request's body may take to arrive."
+    )
+    head_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long a connection may take to bring a request's line and headers; looked "
+        "at this often, so it may be twice as long.",
+    )
+    keep_alive_seconds: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="How long a connection is kept open between two requests; longer than a proxy "
+        "in front of the service keeps it.",
+    )
+    requests_per_second: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="Reads that a consumer may send in a second; 0: any number.",
+    )
+    vectors_per_second: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="Vectors that a consumer may ask for in a second, on average over as many "
+        "seconds as the largest batch needs; 0: any number.",
+    )
+    limits_url: str = Field(
+        default="",
+        description="Redis in which all workers and replicas count what consumers ask for. "
+        "Default: the vector store's where that is Redis; otherwise each worker counts alone.",
+    )
+    drain_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="How long a worker that was told to stop goes on as before, but for "
+        "`/readyz`: until proxies send their requests elsewhere.",
+    )
+    shutdown_seconds: int = Field(
+        default=30,
+        ge=1,
+        le=3600,
+        description="How long requests may then take to be finished.",
+    )
     max_changed: int = Field(
         default=100_000,
         ge=1,
@@ -71,8 +156,8 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0,
         le=3600,
-        description="How long a replica trusts a key it has seen; a revocation takes effect "
-        "everywhere within this time.",
+        description="How long a replica trusts a key it has seen; a revocation or rotation takes "
+        "effect everywhere within this time.",
     )
     operation_timeout: float = Field(
         default=15.0,
@@ -98,6 +183,11 @@ class Settings(BaseSettings):
         le=60,
         description="How often a replica writes the requests it has counted to the registry; a "
         "kill loses at most those of this time.",
+    )
+    metrics_folder: Path | None = Field(
+        default=None,
+        description="Folder on this host in which the workers of one replica put their metrics "
+        "together; `backcast serve --workers N` makes one.",
     )
     retire_idle_days: float = Field(
         default=7.0,
@@ -127,6 +217,21 @@ class Settings(BaseSettings):
         description="A promotion is refused where Recall@50 is less than this times that of the "
         "parent on the same edges.",
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="How log lines are written to standard error: `text`, or `json`, one object a "
+        "line.",
+    )
+    access_log: Literal["off", "on"] = Field(
+        default="off",
+        description="Whether every request is logged (`on`): by its route, never by an id or a "
+        "key.",
+    )
+    traces: Literal["off", "otlp"] = Field(
+        default="off",
+        description="Whether traces are sent by OTLP over HTTP (`otlp`), to where the standard "
+        "`OTEL_EXPORTER_OTLP_…` variables say; needs the extra `otel`.",
+    )
     url: str = Field(
         default="http://127.0.0.1:8000", description="For the client: where the service answers."
     )
@@ -135,8 +240,9 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, **overrides: object) -> Self:
         """Read the environment; raise ConfigError naming the variable that is wrong."""
+        given = _secrets_in_files() | overrides
         try:
-            return cls(**overrides)  # type: ignore[arg-type]
+            return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             name = f"BACKCAST_{'_'.join(str(part) for part in first['loc'])}".upper()
@@ -161,6 +267,55 @@ class Settings(BaseSettings):
             return f"embedded:{self.home.absolute() / 'store'}"
         return self.store_url
 
+    @property
+    def shared_limits_url(self) -> str:
+        """``limits_url``, or ``store_url`` where that is Redis; empty where workers count alone."""
+        shared = self.store_url.startswith(("redis://", "rediss://"))
+        return self.limits_url or (self.store_url if shared else "")
+
+
+def _secrets_in_files() -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name in SECRETS:
+        variable = f"BACKCAST_{name.upper()}"
+        path = os.environ.get(f"{variable}_FILE")
+        if path is None:
+            continue
+        if variable in os.environ:
+            raise ConfigError(
+                f"{variable} and {variable}_FILE are both set; unset one of them.",
+                variable=variable,
+            )
+        found[name] = _read_secret(f"{variable}_FILE", path)
+    return found
+
+
+def _read_secret(variable: str, path: str) -> str:
+    """Return what a file holds but for the line break at its end; no error shows any of it."""
+    try:
+        secret = Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(
+            f"{variable}={path!r} cannot be read: {reason}.", variable=variable
+        ) from None
+    if not secret or "\n" in secret:
+        found = "several lines" if secret else "nothing"
+        raise ConfigError(
+            f"{variable}={path!r} holds {found}; it must hold one line, the value.",
+            variable=variable,
+        )
+    return secret
+
+
+def read_argument(option: str, given: str) -> str:
+    """Return the value of a command's option, which ``@FILE`` keeps out of its arguments.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not hold one line.
+    """
+    return _read_secret(option, given[1:]) if given.startswith("@") else given
+
 
 def check_environment() -> None:
     """Raise ConfigError for a BACKCAST_ variable that no setting reads: it is misspelt.
@@ -168,6 +323,7 @@ def check_environment() -> None:
     ``BACKCAST_TEST_`` is left to the tests.
     """
     known = [f"BACKCAST_{name.upper()}" for name in Settings.model_fields]
+    known += [f"BACKCAST_{name.upper()}_FILE" for name in SECRETS]
     for variable in os.environ:
         ours = variable.startswith("BACKCAST_") and not variable.startswith("BACKCAST_TEST_")
         if ours and variable not in known:

@@ -15,10 +15,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from backcast.artifacts import Artifacts, HashingFile, dump_json
+from backcast.columns import decoding, ids_of, vectors_of
 from backcast.errors import ArtifactCorrupt, DimensionMismatch, InvalidInput
 from backcast.registry.database import utc_now
 from backcast.vectors import VectorBatch
-from backcast.versions import Entity, SnapshotRecord
+from backcast.versions import Entity, FileDigest, SnapshotRecord
 
 FORMAT = 1
 _ROWS = 16_384
@@ -175,21 +176,20 @@ def read_snapshot(artifacts: Artifacts, record: Registered) -> Iterator[VectorBa
     Raises:
         ArtifactMissing, ArtifactCorrupt: a file is gone, or not what was registered.
     """
-    manifest = _read_manifest(artifacts, record)
-    for entity, entry in manifest["files"].items():
-        where = artifacts.url(record.folder, entry["name"])
+    for entity, entry in _read_files(artifacts, record).items():
+        where = artifacts.url(record.folder, _name(entity))
         seen = 0
-        with artifacts.open(record.folder, entry["name"], entry["sha256"]) as file:
-            try:
-                parquet = pq.ParquetFile(file, pre_buffer=False)  # or all of it is held
-                if not parquet.schema_arrow.equals(_schema(record.dim)):
-                    raise ArtifactCorrupt(where, f"its columns are not those of dim {record.dim}")
-                for rows in parquet.iter_batches(batch_size=_ROWS):
-                    batch = _batch(Entity(entity), rows, record.dim)
-                    seen += len(batch.ids)
-                    yield batch
-            except (pa.ArrowException, InvalidInput) as error:
-                raise ArtifactCorrupt(where, str(error)) from error
+        with (
+            artifacts.open(record.folder, _name(entity), entry["sha256"]) as file,
+            decoding(where),
+        ):
+            parquet = pq.ParquetFile(file, pre_buffer=False)  # or all of it is held
+            if not parquet.schema_arrow.equals(_schema(record.dim)):
+                raise ArtifactCorrupt(where, f"its columns are not those of dim {record.dim}")
+            for rows in parquet.iter_batches(batch_size=_ROWS):
+                batch = _batch(entity, rows)
+                seen += len(batch.ids)
+                yield batch
         if seen != entry["count"] or seen != record.counts.get(entity):
             raise ArtifactCorrupt(where, f"it holds {seen} rows, not {entry['count']}")
 
@@ -199,27 +199,44 @@ def read_ids(artifacts: Artifacts, record: Registered, entity: Entity) -> Iterat
 
     The column is read alone, so no checksum is verified: for reports and searches, not to serve.
     """
-    entry = _read_manifest(artifacts, record)["files"].get(str(entity))
-    if entry is None:
+    if entity not in _read_files(artifacts, record):
         return
-    where = artifacts.url(record.folder, entry["name"])
-    with artifacts.open_unchecked(record.folder, entry["name"]) as file:
-        try:
-            parquet = pq.ParquetFile(file, pre_buffer=False)
-            for rows in parquet.iter_batches(batch_size=_ROWS, columns=["id"]):
-                yield rows.column("id").to_pylist()
-        except (pa.ArrowException, KeyError) as error:
-            raise ArtifactCorrupt(where, str(error)) from error
+    where = artifacts.url(record.folder, _name(entity))
+    with artifacts.open_unchecked(record.folder, _name(entity)) as file, decoding(where):
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        for rows in parquet.iter_batches(batch_size=_ROWS, columns=["id"]):
+            yield ids_of(rows.column("id"))
 
 
-def _read_manifest(artifacts: Artifacts, record: Registered) -> Any:
+def files_of(artifacts: Artifacts, record: Registered) -> dict[str, FileDigest]:
+    """Return the files of a snapshot by name, its manifest first, each with what it must be.
+
+    Raises:
+        ArtifactMissing, ArtifactCorrupt: the manifest is gone, or not what was registered.
+    """
+    files = {
+        _name(entity): FileDigest(entry["size"], entry["sha256"])
+        for entity, entry in _read_files(artifacts, record).items()
+    }
+    return {_MANIFEST: FileDigest(0, record.manifest_sha256), **files}
+
+
+def _read_files(artifacts: Artifacts, record: Registered) -> dict[Entity, Any]:
+    """Return what the manifest says of each file; their names are known without it."""
     manifest = artifacts.read_json(record.folder, _MANIFEST, record.manifest_sha256)
-    if manifest["format"] != FORMAT or manifest["dim"] != record.dim:
-        where = artifacts.url(record.folder, _MANIFEST)
-        raise ArtifactCorrupt(where, f"format {manifest['format']}, dim {manifest['dim']}")
-    return manifest
+    where = artifacts.url(record.folder, _MANIFEST)
+    try:
+        made = manifest["format"], manifest["dim"]
+        files = {Entity(kind): dict(entry) for kind, entry in manifest["files"].items()}
+        complete = all({"count", "size", "sha256"} <= set(entry) for entry in files.values())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactCorrupt(where, "it is no manifest of a snapshot") from error
+    if made != (FORMAT, record.dim):
+        raise ArtifactCorrupt(where, f"format {made[0]!s:.20}, dim {made[1]!s:.20}")
+    if not complete:
+        raise ArtifactCorrupt(where, "it does not give the count, size and sha256 of each file")
+    return files
 
 
-def _batch(entity: Entity, rows: pa.RecordBatch, dim: int) -> VectorBatch:
-    vectors = rows.column("vector").flatten().to_numpy().reshape(-1, dim)
-    return VectorBatch(entity, rows.column("id").to_pylist(), vectors)
+def _batch(entity: Entity, rows: pa.RecordBatch) -> VectorBatch:
+    return VectorBatch(entity, ids_of(rows.column("id")), vectors_of(rows.column("vector")))

@@ -5,6 +5,7 @@ version j has a weight W of shape (D_j, D_k) and an optional bias b of shape (D_
 ``z`` of shape (..., D_k) to ``z @ W.T + b`` of shape (..., D_j).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +84,15 @@ class AffineMap:
         if inner.bias is not None:
             bias = self.weight @ inner.bias + (0.0 if bias is None else bias)
         return AffineMap(self.weight @ inner.weight, bias)
+
+
+def behaviour(weight: NDArray[np.float64]) -> tuple[float, float | None]:
+    """Return the largest singular value of a map, and its condition number (None: infinite)."""
+    values = np.linalg.svd(weight, compute_uv=False)
+    largest, smallest = float(values[0]), float(values[-1])
+    with np.errstate(divide="ignore", over="ignore"):
+        condition = float(np.divide(largest, smallest)) if largest else math.inf
+    return largest, condition if math.isfinite(condition) else None
 
 
 Maps = Mapping[tuple[int, int], AffineMap]

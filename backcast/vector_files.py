@@ -52,8 +52,16 @@ def read_vector_file(path: Path, entity: Entity, limit: int) -> VectorFile:
             raise InvalidInput(f"{path}: column entity holds other than {', '.join(Entity)}.")
         batches = [_batch(path, kind, part) for kind, part in parts]
         return VectorFile(batches, _version_of(path, table))
-    except pa.ArrowException as error:
-        raise InvalidInput(f"{path} cannot be read as Parquet or Arrow: {error}.") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _unreadable(path, error) from error  # Arrow's way to say that bytes are damaged
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidInput:
+    return InvalidInput(f"{path} cannot be read as Parquet or Arrow: {str(error).rstrip('.')}.")
 
 
 def _read_table(path: Path, limit: int) -> pa.Table:
@@ -63,7 +71,9 @@ def _read_table(path: Path, limit: int) -> pa.Table:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
             rows = sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
             _demand_few(path, rows, limit)
-            return reader.read_all()
+            table = reader.read_all()
+            table.validate(full=True)  # or offsets may lead out of the file, and out of memory
+            return table
     with pq.ParquetFile(path) as parquet:
         _demand_few(path, parquet.metadata.num_rows, limit)
         return parquet.read()

@@ -61,6 +61,12 @@ class VectorBatch:
             yield VectorBatch(self.entity, self.ids[start:stop], self.vectors[start:stop])
 
 
+def norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return ‖v‖₂ of each row of (n, D), added up in float64."""
+    squares: NDArray[np.float64] = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    return np.sqrt(squares)
+
+
 def check_id(id: str) -> bytes:
     """Return the id as UTF-8; raise InvalidInput where it is none that can be stored."""
     try:

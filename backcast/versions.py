@@ -38,6 +38,14 @@ class Scope(StrEnum):
         return self is Scope.ADMIN or self is other
 
 
+class KeyState(StrEnum):
+    """Whether a key lets its holder in."""
+
+    IN_FORCE = "in force"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
 class OperationState(StrEnum):
     """pending → running → succeeded or failed."""
 
@@ -105,9 +113,10 @@ class Transform:
 class SnapshotRecord:
     """One immutable set of all ver-k vectors, as the registry knows it.
 
-    ``head`` is the number of its last delta. ``base_snapshot`` and ``base_delta`` are what was live
-    when the writing of it began: changes up to there are older than its vectors. A superseded
-    snapshot can go live again until it is condemned; then its files are deleted.
+    ``head`` is the number of its last delta. ``base_snapshot`` and ``base_delta`` are what
+    of its version was live last when the writing of it began: changes up to there are older than
+    its vectors. A superseded snapshot can go live again until it is condemned; then its files are
+    deleted.
     """
 
     id: str
@@ -238,7 +247,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Key:
-    """An API key as the registry knows it: never the secret, only its SHA-256."""
+    """An API key as the registry knows it: never the secret, only its SHA-256.
+
+    ``successor`` is the prefix of the key that it was rotated to.
+    """
 
     prefix: str
     sha256: str
@@ -248,10 +260,17 @@ class Key:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    successor: str | None = None
 
     def in_force(self, now: datetime) -> bool:
         """Return whether the key is neither revoked nor expired at ``now`` (UTC)."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def state(self, now: datetime) -> KeyState:
+        """Return whether the key is in force at ``now`` (UTC), or why it is not."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        return KeyState.IN_FORCE if self.in_force(now) else KeyState.EXPIRED
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from backcast.settings import Settings
 from backcast.versions import Scope
 from benchmarks.measuring import machine
 from benchmarks.serving_load import Unmeasured
-from benchmarks.soak_acts import CONVERGED_S, Breaker, Changer, Outage, Switcher
+from benchmarks.soak_acts import CONVERGED_S, Breaker, Changer, Outage, Switcher, Watcher
 from benchmarks.soak_audit import audit
 from benchmarks.soak_checker import Fault, Finding
 from benchmarks.soak_ledger import Ledger
@@ -107,10 +107,11 @@ def soak(plan: Plan, folder: Path) -> Tally:
             stopping=Event(),
         )
         breaker = Breaker(common, plan.outages, plan.seed + 1, plan.pause_s)
-        switcher = Switcher(common, settings, breaker.kill, plan.seed, plan.pause_s)
+        watchers = [Watcher(common, replica) for replica in common.replicas]
+        switcher = Switcher(common, settings, breaker.kill, plan.seed, plan.pause_s, watchers)
         switcher.start()
         stack.enter_context(_running(common.replicas))
-        _run(plan, common, [switcher.run, breaker.run])
+        _run(plan, common, [switcher.run, breaker.run, *(watcher.run for watcher in watchers)])
         audit(common)
     return common.tally
 

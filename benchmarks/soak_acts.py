@@ -4,7 +4,7 @@ import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -28,7 +28,7 @@ CONVERGED_S = 2.0
 """Within this time all replicas follow a promotion."""
 
 _REASON = "soak"
-_FOLLOWED_S, _FINISHED_S = 30.0, 60.0
+_FOLLOWED_S, _FINISHED_S, _LOOKED_S = 30.0, 60.0, 0.02
 _SPAWNER = multiprocessing.get_context("forkserver")
 _SPAWNER.set_forkserver_preload(["benchmarks.soak_acts", "redis", "psycopg"])
 
@@ -68,9 +68,10 @@ class Switcher:
         kill: Callable[[Replica], None],
         seed: int,
         pause_s: float,
+        watchers: Sequence["Watcher"],
     ) -> None:
         self._field, self._settings, self._kill = field, settings, kill
-        self._random, self._pause_s = random.Random(seed), pause_s
+        self._random, self._pause_s, self._watchers = random.Random(seed), pause_s, watchers
         self._http = httpx2.Client(headers=field.headers, timeout=20)
 
     def run(self) -> None:
@@ -91,7 +92,7 @@ class Switcher:
         for deployed in world.history[before.generation :]:
             self._field.tally.count(self._field.tally.switches, deployed.kind)
         if world.live.generation > before.generation:
-            self._see_followed(world.live)
+            self._wait_until_followed(world.live)
 
     def start(self) -> None:
         """Make version 0 live."""
@@ -191,27 +192,58 @@ class Switcher:
             self._field.tally.count(self._field.tally.allowed, f"switch: failed, {code}")
         return document["state"] in {"succeeded", "failed"}
 
-    def _see_followed(self, live: Deployed) -> None:
-        """Wait until every undisturbed replica serves what is live; note how long they took."""
-        waiting = list(self._field.replicas)
-        while waiting and not self._field.stopping.is_set():
-            if time.monotonic() > live.seen_at + _FOLLOWED_S:
-                names = ", ".join(replica.name for replica in waiting)
-                text = f"{names} never served {live.snapshot}"
-                self._field.tally.accuse([Finding(Fault.LOST, text)])
+    def _wait_until_followed(self, live: Deployed) -> None:
+        while not self._field.stopping.is_set():
+            if all(watcher.followed >= live.generation for watcher in self._watchers):
                 return
-            waiting = [replica for replica in waiting if not self._follows(replica, live)]
             time.sleep(0.01)
 
-    def _follows(self, replica: Replica, live: Deployed) -> bool:
-        """Return whether a replica serves what is live, or need not be waited for."""
-        served, now = replica.serves(), time.monotonic()
-        if self._field.absences.overlap((DATABASE, STORE, replica.name), live.seen_at, now):
+
+class Watcher:
+    """Sees when one replica takes up what went live, and notes how long it took.
+
+    Attributes:
+        followed: the last generation that it served, or that it need not be waited for.
+    """
+
+    def __init__(self, field: Field, replica: Replica) -> None:
+        self._field, self._replica = field, replica
+        self.followed = 0
+
+    def run(self) -> None:
+        """Watch until the soak stops."""
+        waiting, self.followed = None, self._field.world.live.generation
+        while not self._field.stopping.wait(_LOOKED_S):
+            live = self._field.world.live
+            if waiting and waiting.generation < live.generation:
+                self._note_late(waiting)
+            waiting = live if live.generation > self.followed else None
+            if waiting and self._follows(waiting):
+                self.followed, waiting = waiting.generation, None
+
+    def _follows(self, live: Deployed) -> bool:
+        served = self._replica.serves()
+        seconds = time.monotonic() - live.seen_at
+        if self._was_disturbed(live):
             return True
-        follows = served is not None and served.startswith(f"{live.snapshot}.")
-        if follows:
-            self._field.tally.followed(now - live.seen_at)
-        return follows
+        if served is not None and served.startswith(f"{live.snapshot}."):
+            self._field.tally.followed(seconds)
+            return True
+        if seconds < _FOLLOWED_S:
+            return False
+        text = f"{self._replica.name} never served {live.snapshot}"
+        self._field.tally.accuse([Finding(Fault.LOST, text)])
+        return True
+
+    def _note_late(self, live: Deployed) -> None:
+        """Note a replica that had not followed a switch when the next one came."""
+        seconds = time.monotonic() - live.seen_at
+        if seconds > CONVERGED_S and not self._was_disturbed(live):
+            self._field.tally.followed(seconds)
+
+    def _was_disturbed(self, live: Deployed) -> bool:
+        parts = (DATABASE, STORE, self._replica.name)
+        return self._field.absences.overlap(parts, live.seen_at, time.monotonic())
 
 
 def _code(response: httpx2.Response) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from threading import RLock
 
 import numpy as np
@@ -147,7 +148,7 @@ class Ledger:
         base: tuple[str, int] | None = None,
         erased: AbstractSet[Id] = frozenset(),
     ) -> None:
-        """Take up a snapshot that was published from ``base``, the state S.d live at the time.
+        """Take up a snapshot that was published from ``base``, the last S.d of its version then.
 
         ``erased`` are the ids that it leaves out.
 
@@ -167,8 +168,7 @@ class Ledger:
         self, meant: Publication, base: tuple[str, int] | None
     ) -> tuple[Vectors, AbstractSet[Id]]:
         """Return what is published: what was meant, and what was put and is not among it."""
-        same = base is not None and self._contents[base[0]].version == meant.version
-        put = self._contents[base[0]].put_at(base[1]) if base and same else {}
+        put = {} if base is None else self._contents[base[0]].put_at(base[1])
         if meant.vectors is None:
             assert base is not None
             return self.everything(*base), put.keys()
@@ -196,27 +196,32 @@ class Ledger:
             return id in self._doomed
         return any(np.array_equal(row, known) for known in self._meant.get(id, ()))
 
-    def carried(self, lived: Sequence[Span], target: Span) -> list[tuple[Id, str]]:
+    def carried(
+        self, lived: Sequence[Span], target: Span, condemned: AbstractSet[str] = frozenset()
+    ) -> list[tuple[Id, str]]:
         """Return what is wrong with a switch to ``target``: id and words.
 
         ``lived`` are the spans before it, newest first; ``target`` goes from the head that the
         snapshot had before the switch to the one after it. Upserts of the same version that are
-        newer than the target must have come with it, and nothing else.
+        newer than the target must have come with it, and nothing else. What was put on a condemned
+        snapshot, or before it, may have come: its files may have been there still.
         """
         with self._lock:
-            wanted = self._newer(lived, target.snapshot)
+            kept = list(takewhile(lambda span: span.snapshot not in condemned, lived))
+            wanted = self._newer(kept, target.snapshot)
+            known = self._newer(lived, target.snapshot)
             found = {
                 id: row
                 for id, changes in self._contents[target.snapshot].changes.items()
                 for number, row in changes
                 if target.first < number <= target.last
             }
-        found = {id: row for id, row in found.items() if row is not None or id in wanted}
+        found = {id: row for id, row in found.items() if row is not None or id in known}
         lost = [(id, "is not carried over") for id in wanted if id not in found]
-        strange = [(id, "is carried over for no reason") for id in found if id not in wanted]
+        strange = [(id, "is carried over for no reason") for id in found if id not in known]
         other = [
             (id, "is carried over with another vector")
-            for id, row in wanted.items()
+            for id, row in known.items()
             if id in found and not _same(row, found[id])
         ]
         return lost + strange + other
@@ -224,15 +229,19 @@ class Ledger:
     def _newer(self, lived: Sequence[Span], target: str) -> dict[Id, Row]:
         """Return the last vector of each id that was put since the target was begun."""
         new, rows = self._contents[target], dict[Id, Row | None]()
+        was_live = any(span.snapshot == target for span in lived)
         for span in lived:
-            contents = self._contents[span.snapshot]
-            if contents.version != new.version or span.snapshot == target:
+            if span.snapshot == target:
                 break
-            is_base = span.snapshot == new.base_snapshot
+            contents = self._contents[span.snapshot]
+            is_base = span.snapshot == new.base_snapshot and not was_live
             first = new.base_delta if is_base else span.first
             for id, changes in contents.changes.items():
                 if any(first < number <= span.last for number, _ in changes):
-                    rows.setdefault(id, contents.at(span.last, id))
+                    row = contents.at(span.last, id)
+                    # Vectors of another version are not for this one; that an id is erased, is.
+                    if row is None or contents.version == new.version:
+                        rows.setdefault(id, row)
             if is_base:
                 break
         return {id: row for id, row in rows.items() if row is not None}

@@ -27,6 +27,7 @@ class Replica:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         self.log = folder / f"replica-{number}.log"
         self._environ = environ
+        self._http = httpx2.Client(base_url=self.url, timeout=_ANSWER_S)
         self._command = [sys.executable, "-m", "backcast", "serve", "--port", str(port)]
         self._running: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +61,7 @@ class Replica:
     def serves(self) -> str | None:
         """Return the S.d that it says it serves, None where it does not."""
         try:
-            answer = httpx2.get(f"{self.url}/readyz", timeout=_ANSWER_S)
+            answer = self._http.get("/readyz")
         except httpx2.TransportError:
             return None
         return str(answer.json()["snapshot"]) if answer.status_code == 200 else None
@@ -85,6 +86,7 @@ class Replica:
                 self._running.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
+        self._http.close()
 
 
 def replica_environment(settings: Settings) -> dict[str, str]:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Row as SqlRow
 from sqlalchemy.exc import SQLAlchemyError
 
 from backcast.artifacts import dump_json, dump_tensors
 from backcast.changes import read_delta
+from backcast.errors import ArtifactMissing
 from backcast.lifecycle import Backcast, compact, publish, register_version
 from backcast.registry import VersionDraft, tables
 from backcast.registry.schema import make_engine
@@ -163,16 +165,18 @@ class World:
         table = tables.snapshots.c
         rows = connection.execute(select(tables.snapshots).order_by(table.created_at)).all()
         for row in sorted(rows, key=lambda row: not self.ledger.knows(row.id)):
-            # The files of a condemned one may be gone already; it is served no more.
-            is_kept = row.condemned_at is None
-            changes = self._new_changes(connection, row.id, row.head) if is_kept else []
+            changes = self._new_changes(connection, row)
             if not self.ledger.knows(row.id):
                 base = (row.base_snapshot, row.base_delta) if row.base_snapshot else None
                 told = {id for delta in changes for id, new in delta.items() if new is None}
                 self.ledger.add_snapshot(row.id, row.version, base, self.erased - told)
             for number, delta in enumerate(changes, self.ledger.head(row.id) + 1):
                 self.ledger.add_delta(row.id, number, delta)
-        self.condemned = frozenset(row.id for row in rows if row.condemned_at is not None)
+        self.condemned = self._condemned(connection)
+
+    def _condemned(self, connection: Connection) -> frozenset[str]:
+        gone = tables.snapshots.c.condemned_at.is_not(None)
+        return frozenset(connection.scalars(select(tables.snapshots.c.id).where(gone)))
 
     def _erased(self, connection: Connection) -> frozenset[Id]:
         known = {(entity, sha256(id.encode()).hexdigest()): id for entity, id in self.population}
@@ -181,6 +185,17 @@ class World:
         return frozenset((entity, known[entity, digest]) for entity, digest in found)
 
     def _new_changes(
+        self, connection: Connection, row: SqlRow[Any]
+    ) -> list[Mapping[Id, Row | None]]:
+        try:
+            return self._read_changes(connection, row.id, row.head)
+        except ArtifactMissing:  # it is served no more, and may have been condemned just now
+            with self._engine.connect() as now:  # the other one sees what was before
+                if row.id in self._condemned(now):
+                    return []
+            raise
+
+    def _read_changes(
         self, connection: Connection, snapshot: str, head: int
     ) -> list[Mapping[Id, Row | None]]:
         known = self.ledger.head(snapshot) if self.ledger.knows(snapshot) else 0
@@ -226,7 +241,7 @@ class World:
             until = before
         first = next((s.last for s in lived if s.snapshot == deployed.snapshot), 0)
         target = Span(deployed.snapshot, first, deployed.delta)
-        if wrong := self.ledger.carried(lived, target):
+        if wrong := self.ledger.carried(lived, target, self.condemned):
             (id, words), *_ = wrong
             raise ValueError(
                 f"going live, {deployed.snapshot}.{deployed.delta} is wrong about {len(wrong)} "

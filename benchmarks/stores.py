@@ -2,9 +2,9 @@
 
 Loads random vectors into an embedded store in a temporary folder, and into Redis where its URL is
 given, and prints every figure side by side with NumPy's fancy index over the same matrix in memory,
-asked for the same random rows, after all rows were asked for once. Opening, the first gather and
-memory are those of a process of its own. Pages are in the page cache by then, for the load has just
-written them.
+asked for the same random rows, after all rows were asked for once; of Redis also what others who
+read there notice of a load. Opening, the first gather and memory are those of a process of its own.
+Pages are in the page cache by then, for the load has just written them.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from backcast.stores import Precision, StoredSnapshot, VectorStore, open_store
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity
 from benchmarks.measuring import machine
+from benchmarks.stores_beside import COLUMNS, beside
 
 SNAPSHOT = "benchmark"
 MANY = 1_000
@@ -259,6 +260,8 @@ def main() -> None:
         fewer = vectors.first(arguments.redis_items)
         columns = {f"{p}": measure(arguments.redis, p, fewer) for p in precisions}
         print_figures(columns, f"Redis, {arguments.redis_items:,} × {arguments.dim}")
+        noticed = beside(arguments.redis, SNAPSHOT, list(fewer.batches()))
+        print_table(COLUMNS, [one.row() for one in noticed], title="what its readers notice")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
 """The service's ASGI application."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backcast.settings import Settings, check_environment
-from backcast.vectors import MAX_ID_BYTES
 from service import problems
+from service.access_log import AccessLog
+from service.admission import Admission
+from service.correlation import Correlation
 from service.declarations import component_schemas
-from service.routes import admin, changes, consumers, embeddings, health, versions
+from service.draining import draining
+from service.metrics.meter import Meter
+from service.metrics.middleware import Metered
+from service.metrics.notes import PROBLEM
+from service.routes import admin, changes, consumers, embeddings, health, keys, metrics, versions
 from service.state import open_state
+from service.tracing import TracedRequests, stages_recorded
 
 _DESCRIPTION = """
 Every historical version of an embedding, served from the latest vectors.
@@ -31,10 +38,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        with open_state(settings) as state:
+        with (
+            open_state(settings) as state,
+            stages_recorded(state.backcast.tracing),
+            draining(state.draining, settings.drain_seconds),
+        ):
             yield {"service": state}
 
-    app = _Described(
+    app = _Application(
+        layers=_outermost(settings),
         title="Backcast",
         summary="Backward compatible embeddings",
         description=_DESCRIPTION.strip(),
@@ -44,11 +56,14 @@ def create_app(settings: Settings) -> FastAPI:
         # An id is what it is: a slash at its end is not for the router to add or take away.
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
+        # Our own traces name no person and have one switch; the framework's name paths and cost
+        # every request 8 µs, only to ask whether anybody wants them.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.add_middleware(_ShortWay)  # the innermost: others see its answers too
-    app.add_middleware(_BodyLimit, most=_largest_body(settings))
+    app.add_middleware(Admission)
+    app.add_middleware(Metered)  # outside what refuses requests, so that it counts them too
     problems.install(app)
-    for module in (embeddings, versions, admin, changes, consumers, health):
+    for module in (embeddings, versions, admin, changes, consumers, keys, health, metrics):
         app.include_router(module.router)
     return app
 
@@ -59,8 +74,32 @@ def from_environment() -> FastAPI:
     return create_app(Settings.load())
 
 
-class _Described(FastAPI):
-    """Adds to OpenAPI what FastAPI cannot see."""
+def _outermost(settings: Settings) -> list[Callable[[ASGIApp], ASGIApp]]:
+    """Return what surrounds all else, the innermost first; what is off is not there.
+
+    Who refuses requests even before the short way counts them too: ``Meter.answered``.
+    """
+    wanted: dict[Callable[[ASGIApp], ASGIApp], bool] = {
+        _ShortWay: True,
+        TracedRequests: settings.traces != "off",
+        AccessLog: settings.access_log == "on",
+        Correlation: True,
+    }
+    return [layer for layer, is_wanted in wanted.items() if is_wanted]
+
+
+class _Application(FastAPI):
+    """Adds to OpenAPI what FastAPI cannot see, and ``layers`` around what the framework does."""
+
+    def __init__(self, *, layers: Sequence[Callable[[ASGIApp], ASGIApp]], **options: Any) -> None:
+        super().__init__(**options)
+        self._layers = layers
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app = super().build_middleware_stack()
+        for layer in self._layers:
+            app = layer(app)
+        return app
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -78,13 +117,18 @@ class _ShortWay:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
         answer = embeddings.answer_at_once(scope) if _asks_for_one(scope) else None
         if answer is None:
             await self._app(scope, receive, send)
             return
-        start = {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": answer.content})
+        status, headers, content, served = answer
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+        seconds = perf_counter() - started
+        problem = scope.get(PROBLEM) if served is None else None
+        meter: Meter = scope["state"]["service"].meter
+        meter.answered(embeddings.ROUTE, "GET", status, seconds, len(content), served, problem)
 
 
 def _asks_for_one(scope: Scope) -> bool:
@@ -94,30 +138,5 @@ def _asks_for_one(scope: Scope) -> bool:
     return path.startswith(embeddings.PREFIX)
 
 
-class _BodyLimit:
-    """Reads no more than ``most`` bytes of a body; who reads it meets the error as a 413."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        read = 0
-
-        async def receive_limited() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._most:
-                raise HTTPException(413, f"A request body has at most {self._most} bytes.")
-            return message
-
-        await self._app(scope, receive_limited, send)
-
-
 def _operation_id(route: APIRoute) -> str:
     return route.name
-
-
-def _largest_body(settings: Settings) -> int:
-    # Room for the longest ids in their longest spelling (a byte as \u0000), and then some.
-    return max(64 << 20, settings.max_batch * (6 * MAX_ID_BYTES + 8))

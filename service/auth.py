@@ -2,9 +2,9 @@
 
 import time
 
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 
-from backcast.errors import Forbidden, RegistryError, Unauthorized
+from backcast.errors import Forbidden, Overloaded, RegistryError, Unauthorized
 from backcast.registry.database import utc_now
 from backcast.registry.keys import Keys, matches, split_secret
 from backcast.versions import Key, Scope
@@ -30,7 +30,7 @@ class KeyRing:
         self._asked_at: float | None = None  # by ``refresh``, which waits for the answer
         self._failed_at: float | None = None  # last; None since the registry answered
         self._away_since = 0.0
-        self._asking = CapacityLimiter(_ASKING)
+        self._turns, self._asking = Semaphore(_ASKING), CapacityLimiter(_ASKING)
 
     @property
     def refresh_seconds(self) -> float:
@@ -45,6 +45,7 @@ class KeyRing:
         Raises:
             Unauthorized: there is none.
             RegistryError: the key was never seen here, and the registry does not answer.
+            Overloaded: nor did its turn to be asked come.
         """
         prefix = split_secret(secret)
         if prefix is None:
@@ -53,7 +54,7 @@ class KeyRing:
         if known is None:
             try:
                 known = await self._find(prefix)
-            except RegistryError:
+            except (RegistryError, Overloaded):
                 known = self._trusted(prefix)
                 if known is None:
                     raise
@@ -104,6 +105,17 @@ class KeyRing:
         return self._failed_at is not None and now - self._away_since < self._outage
 
     async def _find(self, prefix: str) -> Key | None:
+        try:
+            with fail_after(_PATIENCE_S):
+                await self._turns.acquire()
+        except TimeoutError as error:  # which says nothing about the registry
+            raise Overloaded("Too many keys are being looked up here; try again.") from error
+        try:
+            return await self._ask(prefix)
+        finally:
+            self._turns.release()
+
+    async def _ask(self, prefix: str) -> Key | None:
         asked_at, failed_at = time.monotonic(), self._failed_at
         if failed_at is not None and asked_at - failed_at < _PAUSE_S:
             raise RegistryError("The registry does not answer, a moment ago at least; try again.")

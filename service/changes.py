@@ -3,20 +3,26 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 
 import numpy as np
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
-from starlette.exceptions import HTTPException
 
-from backcast.errors import BatchTooLarge, DimensionMismatch, InvalidInput
+from backcast.errors import DimensionMismatch, InvalidInput
 from backcast.versions import Entity
-from service.arrow import UnreadableIds, read_vectors
+from service.arrow import read_vectors
 from service.documents import RequestDocument
 from service.documents_changes import EraseRequest, UpsertQuery, UpsertRequest
-from service.requests import read_body, read_query
+from service.engine import Engine
+from service.requests import (
+    arrow_read,
+    has_too_many,
+    media_of,
+    read_few,
+    read_query,
+    unsupported,
+)
+from service.state import state_of
 from service.wire import Format
 
 
@@ -35,40 +41,35 @@ def upsert_reader(request: Request, limit: int) -> Callable[[bytes], Upsert]:
 
     Beside an Arrow stream the query says the rest, beside JSON it says nothing.
     """
-    media = _media_of(request)
+    media = media_of(request)
     if media == Format.JSON:
         read_query(request, RequestDocument)
-        return partial(_read_json, limit)
+        return partial(_read_json, limit, state_of(request).engine)
     if media == Format.ARROW:
         return partial(_read_arrow, limit, read_query(request, UpsertQuery))
-    raise _unsupported("Vectors to put come", media, Format.JSON, Format.ARROW)
+    raise unsupported("Vectors to put come", media, Format.JSON, Format.ARROW)
 
 
 def erasure_reader(request: Request, limit: int) -> Callable[[bytes], EraseRequest]:
     """Return what reads the ids to erase from a JSON body; raise 415."""
-    media = _media_of(request)
+    media = media_of(request)
     if media != Format.JSON:
-        raise _unsupported("Ids to erase come", media, Format.JSON)
+        raise unsupported("Ids to erase come", media, Format.JSON)
     read_query(request, RequestDocument)
-    return partial(_read_erasure, limit)
+    return partial(read_few, model=EraseRequest, limit=limit)
 
 
-def _media_of(request: Request) -> str:
-    return request.headers.get("content-type", Format.JSON).partition(";")[0].strip().lower()
-
-
-def _unsupported(what: str, media: str, *known: Format) -> HTTPException:
-    return HTTPException(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        f"{what} as {' or '.join(known)}, not as {media or 'nothing named'}.",
-    )
-
-
-def _read_json(limit: int, content: bytes) -> Upsert:
-    wanted = read_body(content, UpsertRequest)
-    _demand_few(wanted.ids, limit)
+def _read_json(limit: int, engine: Engine, content: bytes) -> Upsert:
+    if has_too_many(content, UpsertRequest, limit, _widest(engine)):
+        engine.refresh()  # a wider version may have come
+    wanted = read_few(content, UpsertRequest, limit, _widest(engine))
     vectors = _matrix(wanted.ids, wanted.vectors)
     return Upsert(wanted.entity, wanted.ids, vectors, wanted.expected_live)
+
+
+def _widest(engine: Engine) -> int:
+    """Return the most numbers that a vector of any version has."""
+    return max((version.dim for version in engine.view.versions.values()), default=0)
 
 
 def _matrix(ids: Sequence[str], rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -83,20 +84,6 @@ def _matrix(ids: Sequence[str], rows: Sequence[Sequence[float]]) -> NDArray[np.f
 
 
 def _read_arrow(limit: int, query: UpsertQuery, content: bytes) -> Upsert:
-    try:
+    with arrow_read():
         ids, vectors = read_vectors(content, limit)
-    except UnreadableIds as error:
-        found = {"loc": ("body",), "msg": str(error), "type": "arrow_invalid"}
-        raise RequestValidationError([found]) from error
     return Upsert(query.entity, ids, vectors, query.expected_live)
-
-
-def _read_erasure(limit: int, content: bytes) -> EraseRequest:
-    wanted = read_body(content, EraseRequest)
-    _demand_few(wanted.ids, limit)
-    return wanted
-
-
-def _demand_few(ids: Sequence[str], limit: int) -> None:
-    if len(ids) > limit:
-        raise BatchTooLarge(len(ids), limit)

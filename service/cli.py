@@ -4,16 +4,22 @@ uvicorn and torch are imported by the command that needs them: `--help` works wi
 """
 
 import ipaddress
+import os
 import socket
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from backcast.errors import ConfigError
 from backcast.lifecycle import Backcast, open_backcast
+from backcast.logs import configuration
 from backcast.registry.database import utc_now
 from backcast.settings import Settings
 from service.cores import share_cores
+from service.metrics.sheets import claimed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -39,21 +45,47 @@ def serve(
     Beyond this host it listens only where a key is in force: before, nobody could use it but by
     open reads.
     """
-    import uvicorn
+    from service import supervisor
 
     share_cores(workers)
-    check(Settings.load(), host, port, without_key=without_key)
-    uvicorn.run(
-        "service.app:from_environment",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        log_config=logging_config(),
-        # Paths hold ids of users; who may log those decides in front of this service.
-        access_log=False,
-        server_header=False,
-    )
+    settings = Settings.load()
+    check(settings, host, port, without_key=without_key)
+    with sharing_metrics(settings, workers):
+        supervisor.run(
+            "service.app:from_environment",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            log_config=configuration(settings.log_format),
+            # Paths hold ids of users; who may log those decides in front of this service. Our own
+            # (BACKCAST_ACCESS_LOG) names routes.
+            access_log=False,
+            server_header=False,
+            http="service.protocol:Protocol",
+            ws="none",
+            timeout_keep_alive=settings.keep_alive_seconds,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+
+
+@contextmanager
+def sharing_metrics(
+    settings: Settings, workers: int, environ: MutableMapping[str, str] = os.environ
+) -> Iterator[None]:
+    """Name a folder to several workers, in which they put their metrics together.
+
+    They inherit it with the environment. One worker alone has nobody to share with.
+    """
+    if workers == 1 or settings.metrics_folder is not None:
+        yield
+        return
+    with TemporaryDirectory(prefix="backcast-metrics-") as folder:
+        environ["BACKCAST_METRICS_FOLDER"] = folder
+        try:
+            yield
+        finally:
+            del environ["BACKCAST_METRICS_FOLDER"]  # the folder goes too
 
 
 def check(settings: Settings, host: str, port: int, *, without_key: bool = False) -> None:
@@ -69,19 +101,23 @@ def check(settings: Settings, host: str, port: int, *, without_key: bool = False
     from backcast.devices import choose_device
 
     choose_device(settings.device)
-    found = _find_address(host, port)
+    if settings.metrics_folder is not None:
+        with claimed(settings.metrics_folder):
+            pass
+    found = _find_addresses(host, port)
     with open_backcast(settings) as backcast:
-        if not without_key and not _is_loopback(found[1]):
+        if not without_key and not all(_is_loopback(address) for _, address in found):
             _demand_key(backcast, host)
-    _try_to_listen(*found, host, port)
+    _try_to_listen(*found[0], host, port)
 
 
-def _find_address(host: str, port: int) -> tuple[int, Any]:
+def _find_addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    """Return every address that ``host`` stands for: the server may listen on each."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _unusable(host, port, error) from error
-    return family, address
+    return [(family, address) for family, *_, address in found]
 
 
 def _is_loopback(address: Any) -> bool:
@@ -111,16 +147,3 @@ def _unusable(host: str, port: int, error: OSError) -> ConfigError:
     return ConfigError(
         f"{host}:{port} cannot be listened on: {reason}. Choose another --host or --port."
     )
-
-
-def logging_config() -> dict[str, Any]:
-    """Return the logging of every worker: one line a record, on standard error."""
-    line = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"format": line}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "root": {"handlers": ["stderr"], "level": "INFO"},
-        "loggers": {"alembic": {"level": "WARNING"}},
-    }

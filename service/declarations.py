@@ -30,6 +30,7 @@ _HEADERS = {
     "Backcast-Snapshot": "S.d: the snapshot and delta that they were made from.",
     "Backcast-Dim": "The length of each vector.",
     "Backcast-Shape": "Raw float32 only: `N,D` of a batch, `D` of one vector.",
+    "X-Request-Id": "The caller's, else a new one; every answer of the service has one.",
     "Deprecation": "The version is deprecated since then (RFC 9745).",
     "Sunset": "The version may be retired from then on (RFC 8594).",
     "Link": "Of a deprecated version: `deprecation` tells of it, `successor-version` what to use.",
@@ -39,13 +40,21 @@ _MEANINGS = {
     403: "The key's scope does not reach this far.",
     404: "What was named does not exist.",
     406: "None of the formats is accepted.",
+    408: "The body did not come in time.",
     409: "The present state does not allow it.",
     410: "The version is retired.",
     412: "The expected snapshot is not served (any more).",
     413: "More than one request may carry.",
     415: "A body is of another media type than those that are read.",
     422: "The request breaks a stated rule.",
-    503: "Nothing is live yet, or a part that is needed does not answer.",
+    429: "The consumer asks for more than its rate.",
+    503: "Nothing is live yet, a part that is needed does not answer, or there is too much to do.",
+}
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds until it may be asked again.",
+        "schema": {"type": "integer"},
+    }
 }
 _BATCH_HEADERS = {"Backcast-Missing": "How many of the ids have no vector."}
 _ONE_HEADERS = {
@@ -60,6 +69,7 @@ def problem_responses(*statuses: int) -> Responses:
         status: {
             "description": _MEANINGS[status],
             "content": {problems.MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+            **({"headers": _RETRY_AFTER} if status in {429, 503} else {}),
         }
         for status in statuses
     }

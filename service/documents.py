@@ -9,7 +9,16 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, StrictInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from backcast.versions import Entity, OperationState, Version, VersionState
@@ -28,8 +37,19 @@ _BOUND_DESCRIPTION = "Only where `drift` was asked for: the drift bound, null wh
 
 LARGEST_VERSION = 2**31 - 1
 
+
+def _whole(number: object) -> object:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 VersionName = Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
-StrictVersionName = Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
+Reason = Annotated[str, Field(min_length=1, max_length=2000)]
+"""Why something is done, in a person's words."""
+
+VersionNumber = Annotated[
+    StrictInt, Field(ge=0, le=LARGEST_VERSION), BeforeValidator(_whole)
+]  # no text and no truth value; but to JSON, and to its schemas, 3.0 is 3
+StrictVersionName = VersionNumber | Literal["live"]
 
 
 class Document(BaseModel):
@@ -177,7 +197,7 @@ class PromotionRequest(RequestDocument):
         json_schema_extra={"examples": [{"expected_live": 2, "dry_run": False}]}
     )
 
-    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] | None = Field(
+    expected_live: VersionNumber | None = Field(
         default=None,
         description="The version that the caller saw live, null for none. Required unless "
         "`dry_run`: a promotion rests on what was seen.",
@@ -217,7 +237,7 @@ class RefreshRequest(RequestDocument):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"expected_live": 2}]})
 
-    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] = Field(
+    expected_live: VersionNumber = Field(
         description="The version that the caller saw live; a refresh is of that one."
     )
     compact: bool = Field(
@@ -243,7 +263,7 @@ class RollbackRequest(RequestDocument):
         json_schema_extra={"examples": [{"expected_live": 3, "reason": "clicks fell by 4 %"}]}
     )
 
-    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] = Field(
+    expected_live: VersionNumber = Field(
         description="The version that the caller saw live, which is left."
     )
     dry_run: bool = Field(default=False, description="Say what would happen and change nothing.")
@@ -256,6 +276,7 @@ class RollbackRequest(RequestDocument):
     )
     to_snapshot: str | None = Field(
         default=None,
+        min_length=1,
         max_length=64,
         description="A superseded snapshot in its grace period. Without it: what was live before "
         "the live version was promoted.",
@@ -495,6 +516,7 @@ class ProblemDocument(BaseModel):
                     "status": 410,
                     "detail": "Version 0 is retired; versions [1, 2, 3] can be served.",
                     "instance": "/embeddings/B00005N7P0",
+                    "request_id": "5f0c7b8e1a2b-7",
                     "version": 0,
                     "servable_versions": [1, 2, 3],
                 }
@@ -507,3 +529,4 @@ class ProblemDocument(BaseModel):
     status: int
     detail: str
     instance: str
+    request_id: str = Field(description="`X-Request-Id` of the answer; log lines name it.")

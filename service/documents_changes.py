@@ -3,15 +3,19 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import ConfigDict, FailFast, Field, Strict, StrictInt
+from pydantic import ConfigDict, FailFast, Field, Strict, WithJsonSchema
 
+from backcast.vectors import MAX_ID_BYTES
 from backcast.versions import Entity
-from service.documents import LARGEST_VERSION, Document, RequestDocument
+from service.documents import LARGEST_VERSION, Document, RequestDocument, VersionNumber
 
 _SNAPSHOT = "v3-20261120T091500-1f0a6c2e"
 _EXPECTED = "The version whose model made the vectors; refused unless it is live. Better given."
 
 Number = Annotated[float, Strict()]
+
+# Declared only: ``check_id`` counts bytes, and says which id it is.
+_Id = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES})]
 
 
 class UpsertQuery(RequestDocument):
@@ -39,16 +43,14 @@ class UpsertRequest(RequestDocument):
         }
     )
 
-    ids: Annotated[list[str], FailFast()] = Field(
+    ids: Annotated[list[_Id], FailFast()] = Field(
         description="Different ids, known or new. At most BACKCAST_MAX_BATCH of them."
     )
     vectors: Annotated[list[Annotated[list[Number], FailFast()]], FailFast()] = Field(
         description="One vector of the live version for each id, in their order; finite numbers."
     )
     entity: Entity = Field(default=Entity.ITEM, description="What the ids stand for.")
-    expected_live: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] | None = Field(
-        default=None, description=_EXPECTED
-    )
+    expected_live: VersionNumber | None = Field(default=None, description=_EXPECTED)
 
 
 class EraseRequest(RequestDocument):
@@ -58,7 +60,7 @@ class EraseRequest(RequestDocument):
         json_schema_extra={"examples": [{"ids": ["A1KLRMWW2FWPL4"], "entity": "user"}]}
     )
 
-    ids: Annotated[list[str], FailFast()] = Field(
+    ids: Annotated[list[_Id], FailFast()] = Field(
         description="Different ids, known or not. At most BACKCAST_MAX_BATCH of them."
     )
     entity: Entity = Field(default=Entity.ITEM, description="What the ids stand for.")

@@ -3,13 +3,11 @@
 from datetime import date, datetime
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from backcast.versions import VersionState
-from service.documents import LARGEST_VERSION, Document, RequestDocument
-
-_Reason = Annotated[str, Field(min_length=1, max_length=2000)]
+from service.documents import LARGEST_VERSION, Document, Reason, RequestDocument, VersionNumber
 
 
 class DeprecationRequest(RequestDocument):
@@ -24,7 +22,7 @@ class DeprecationRequest(RequestDocument):
     sunset_at: AwareDatetime = Field(
         description="The version is served at least until then; with a zone, and to come."
     )
-    reason: _Reason | None = Field(default=None, description="Why, or what to use instead.")
+    reason: Reason | None = Field(default=None, description="Why, or what to use instead.")
 
 
 class RetirementRequest(RequestDocument):
@@ -37,7 +35,7 @@ class RetirementRequest(RequestDocument):
         description="Retire it although somebody is pinned to it, used it lately or was promised "
         "more time. Needs a `reason`.",
     )
-    reason: _Reason | None = Field(default=None, description="Why; its consumers are told.")
+    reason: Reason | None = Field(default=None, description="Why; its consumers are told.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -62,7 +60,7 @@ class PinRequest(RequestDocument):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pin": 2}, {"pin": None}]})
 
-    pin: Annotated[StrictInt, Field(ge=0, le=LARGEST_VERSION)] | None = Field(
+    pin: VersionNumber | None = Field(
         description="The version that requests without one are answered with; null for none."
     )
 

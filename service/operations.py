@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Callable
+from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from threading import Event, Lock, Thread
@@ -30,17 +32,24 @@ _LAST_SECONDS = 5.0  # that a replica waits, at its end, for an act that it has 
 class Operator:
     """Runs operations on a thread of their own; leaving the block hands back what runs.
 
-    Another replica then carries it on at once, or this one when it starts again.
+    Another replica then carries it on at once, or this one when it starts again. ``ended`` is told
+    of each that was carried out here: its kind, and the error that ended it.
     """
 
     def __init__(
-        self, backcast: Backcast, engine: Engine, grace: timedelta, timeout: float
+        self,
+        backcast: Backcast,
+        engine: Engine,
+        grace: timedelta,
+        timeout: float,
+        ended: Callable[[str, Exception | None], object] = lambda _kind, _error: None,
     ) -> None:
         self._backcast, self._engine, self._grace = backcast, engine, grace
-        self._timeout = timeout
+        self._timeout, self._ended = timeout, ended
         self._watcher = Watcher(backcast.registry.operations, timeout)
         self._stopping, self._changing = Event(), Lock()
         self._running: dict[Claim, Thread] = {}
+        self.active: str | None = None  # the kind of what was under way at the last look, anywhere
 
     def __enter__(self) -> Self:
         return self
@@ -53,15 +62,21 @@ class Operator:
             self._hand_back(claim)
             thread.join(_LAST_SECONDS)
 
-    def start(self, order: Order, actor: str, key: str | None = None) -> tuple[Operation, bool]:
+    def start(
+        self, order: Order, actor: str, key: str | None = None, act: int | None = None
+    ) -> tuple[Operation, bool]:
         """Start an operation, or find that of an idempotency key; return it and whether it is new.
+
+        ``act`` is its number in the audit log.
 
         Raises:
             OperationRunning, IdempotencyKeyReused: nothing was started.
             BackcastError: what can be refused at once was.
         """
         owner = new_owner("replica on")
-        operation = begin(self._backcast, order, actor, owner=owner, resumable=True, key=key)
+        operation = begin(
+            self._backcast, order, actor, owner=owner, resumable=True, key=key, act=act
+        )
         is_new = operation.owner == owner
         if is_new:
             self._run(operation, Claim(operation.id, owner))
@@ -70,6 +85,7 @@ class Operator:
     def watch(self) -> None:
         """Carry on or end an operation that nobody runs; raise RegistryError."""
         watched = self._watcher.look()
+        self.active = None if watched is None else watched.operation.kind
         if watched is None or self._runs(watched.operation):
             return
         seen = watched.operation
@@ -93,7 +109,10 @@ class Operator:
 
     def _run(self, operation: Operation, claim: Claim) -> None:
         work = partial(self._work, operation, claim)
-        thread = Thread(target=work, name=f"operation {operation.id}", daemon=True)
+        # What it logs and records belongs to the request that started it.
+        context = copy_context()
+        name = f"operation {operation.id}"
+        thread = Thread(target=context.run, args=(work,), name=name, daemon=True)
         with self._changing:
             self._running[claim] = thread
         thread.start()
@@ -113,9 +132,12 @@ class Operator:
                 "operation %s: version %d is live, from snapshot %s, stored as %s",
                 *(operation.id, outcome.live.version, outcome.live.snapshot, outcome.rounding),
             )
+            self._ended(operation.kind, None)
         except BackcastError as error:
+            self._ended(operation.kind, error)
             logger.warning("operation %s: %s", operation.id, error.message)
-        except Exception:  # the edge of a thread: nobody above could see the error
+        except Exception as error:  # the edge of a thread: nobody above could see the error
+            self._ended(operation.kind, error)
             logger.exception("operation %s", operation.id)
             self._fail(claim)
         finally:

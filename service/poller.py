@@ -6,6 +6,7 @@ from threading import Event, Thread
 from typing import Self
 
 from backcast.errors import BackcastError
+from backcast.logs import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -13,14 +14,20 @@ logger = logging.getLogger(__name__)
 class Poller:
     """Calls ``task`` every ``seconds`` on a thread of its own, from entering to leaving the block.
 
-    An error is logged once for as long as it stays the same, and the next call is made all the
-    same.
+    Errors are logged, see ``Trouble``, and the next call is made all the same. ``failed`` is told
+    of each.
     """
 
-    def __init__(self, name: str, task: Callable[[], object], seconds: float) -> None:
-        self._name, self._task, self._seconds = name, task, seconds
+    def __init__(
+        self,
+        name: str,
+        task: Callable[[], object],
+        seconds: float,
+        failed: Callable[[Exception], object] = lambda _: None,
+    ) -> None:
+        self._task, self._seconds, self._failed = task, seconds, failed
         self._stopping = Event()
-        self._trouble: str | None = None
+        self._trouble = Trouble(logger, name)
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
     def __enter__(self) -> Self:
@@ -36,21 +43,14 @@ class Poller:
         try:
             self._task()
         except BackcastError as error:
-            self._note(error.message)
+            self._failed(error)
+            self._trouble.note(error.message)
         except Exception as error:  # the edge of a thread: nobody above could see the error
-            self._note(repr(error), unforeseen=error)
+            self._failed(error)
+            self._trouble.note(repr(error), error)
         else:
-            self._note(None)
+            self._trouble.over()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._seconds):
             self.attempt()
-
-    def _note(self, trouble: str | None, *, unforeseen: Exception | None = None) -> None:
-        if trouble == self._trouble:
-            return
-        if trouble is None:
-            logger.info("%s works again", self._name)
-        else:
-            logger.warning("%s: %s", self._name, trouble, exc_info=unforeseen)
-        self._trouble = trouble

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import quote
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from backcast import errors
+from backcast import errors, logs
 from backcast.errors import BackcastError
+from service.metrics.notes import PROBLEM
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:backcast:problem:"
@@ -25,6 +28,8 @@ STATUS: Mapping[type[BackcastError], HTTPStatus] = {
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     errors.ArtifactError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RegistryError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -39,8 +44,10 @@ HTTP_CODES: Mapping[int, str] = {
     404: errors.NotFound.code,
     405: "method-not-allowed",
     406: "not-acceptable",
+    408: "request-timeout",
     413: "content-too-large",
     415: "unsupported-media-type",
+    431: "request-header-fields-too-large",
     500: "internal-server-error",
 }
 """The code of what the framework itself refuses."""
@@ -50,13 +57,29 @@ HEADERS: Mapping[HTTPStatus, Mapping[str, str]] = {
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": "1"},
 }
 
+GONE = 499
+"""Of a request whose client has gone: nobody is answered, no server sends it, and others log it."""
+
+METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+"""Of HTTP; any other is nobody's, and is not to become a name in metrics or traces."""
+
 _MOST_ERRORS = 20  # of a request that is wrong everywhere
+_LONGEST = 40  # characters of a field's name, as a stranger spelt it
 
 
 def status_of(error: type[BackcastError]) -> HTTPStatus:
     """Return the status code of an error class."""
     known = (STATUS[ancestor] for ancestor in error.__mro__ if ancestor in STATUS)
     return next(known, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def code_of(error: Exception) -> str:
+    """Return the code that a refusal is answered with."""
+    if isinstance(error, BackcastError):
+        return error.code
+    if isinstance(error, HTTPException):
+        return HTTP_CODES.get(error.status_code, f"http-{error.status_code}")
+    return errors.InvalidInput.code
 
 
 def install(app: FastAPI) -> None:
@@ -77,12 +100,14 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return a problem document, with ``data`` as extension members."""
+    request.scope[PROBLEM] = code
     standard = {
         "type": f"{TYPE_PREFIX}{code}",
         "title": code.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
-        "instance": request.scope["raw_path"].decode("ascii", errors="replace"),
+        "instance": _instance(request),
+        **_request_id(),
     }
     return Response(
         orjson.dumps({**standard, **(data or {}), **standard}, default=str),
@@ -92,40 +117,95 @@ def problem(
     )
 
 
+def _instance(request: Request) -> str:
+    # Decoded, a key is seen however it was written; a head that was refused has no such path.
+    path: str = request.scope.get("path", "")
+    if "bc_" in path:
+        return quote(logs.redact(path))
+    raw: bytes = request.scope["raw_path"]
+    return raw.decode("ascii", errors="replace")
+
+
+def _request_id() -> dict[str, str]:
+    id = logs.request_id.get()
+    return {} if id is None else {"request_id": id}
+
+
+def describe(request: Request, error: BackcastError) -> Response:
+    """Return the problem document of an error, with the headers that its status asks for."""
+    return problem(
+        request,
+        status_of(type(error)),
+        error.code,
+        error.message,
+        data=error.data,
+        headers=_rate_headers(error) if isinstance(error, errors.RateLimited) else None,
+    )
+
+
+def _rate_headers(error: errors.RateLimited) -> dict[str, str]:
+    # The fields of draft-ietf-httpapi-ratelimit-headers-10.
+    name, after = error.data["unit"], error.data["retry_after"]
+    return {
+        "Retry-After": f"{after}",
+        "RateLimit-Policy": f'"{name}";q={error.data["limit"]};w={error.data["seconds"]}',
+        "RateLimit": f'"{name}";r=0;t={after}',
+    }
+
+
 async def _on_backcast_error(request: Request, raised: Exception) -> Response:
-    error = cast("BackcastError", raised)
-    return problem(request, status_of(type(error)), error.code, error.message, data=error.data)
+    return describe(request, cast("BackcastError", raised))
 
 
 async def _on_invalid_request(request: Request, raised: Exception) -> Response:
-    found = _described(cast("RequestValidationError", raised).errors())
+    found = _described(cast("RequestValidationError", raised).errors()[:_MOST_ERRORS])
     first = ".".join(str(part) for part in found[0]["loc"])
     return problem(
         request,
         status_of(errors.InvalidInput),
-        errors.InvalidInput.code,
+        code_of(raised),
         f"{first}: {found[0]['msg']}.",
-        data={"errors": found[:_MOST_ERRORS]},
+        data={"errors": found},
     )
 
 
 def _described(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    # What was sent is left out: it may be long, and it may be secret.
-    return [{name: error[name] for name in ("loc", "msg", "type")} for error in found]
+    # What was sent is left out: it may be long, and it may be secret. Names of fields are sent too.
+    return [
+        {"loc": [_short(part) for part in error["loc"]], "msg": error["msg"], "type": error["type"]}
+        for error in found
+    ]
+
+
+def _short(part: str | int) -> str | int:
+    return part if isinstance(part, int) or len(part) <= _LONGEST else f"{part[:_LONGEST]}…"
 
 
 async def _on_http_exception(request: Request, raised: Exception) -> Response:
     error = cast("HTTPException", raised)
     status = HTTPStatus(error.status_code)
-    code = HTTP_CODES.get(status, f"http-{status}")
-    said_nothing = error.detail == status.phrase
-    detail = (
-        f"{request.method} {request.url.path}: {error.detail}" if said_nothing else error.detail
-    )
-    return problem(request, status, code, detail, headers=error.headers)
+    detail = error.detail
+    if detail == status.phrase:  # which says nothing
+        detail = f"{request.method} {logs.redact(request.url.path)}: {detail}"
+    headers = error.headers
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {**(headers or {}), "Allow": ", ".join(_methods(request))}
+    return problem(request, status, code_of(error), detail, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of a path; the framework names those of its first route only."""
+    routes = request.app.routes
+    asked = ({**request.scope, "method": method} for method in METHODS)
+    return [
+        scope["method"]
+        for scope in asked
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _on_unforeseen(request: Request, _raised: Exception) -> Response:
     # The error goes on to the server, which logs it with its traceback.
     status = HTTPStatus.INTERNAL_SERVER_ERROR
-    return problem(request, status, HTTP_CODES[status], "An unforeseen error; the log has it.")
+    detail = "An unforeseen error; the log has it, under this request's id."
+    return problem(request, status, HTTP_CODES[status], detail)

@@ -4,43 +4,66 @@ Plain functions of the request: as FastAPI dependencies they would take longer t
 vector and mapping it together. ``service.declarations`` tells OpenAPI of what they read.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from anyio import fail_after, to_thread
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 
-from backcast.errors import BatchTooLarge, InvalidInput, RegistryError
+from backcast.errors import BatchTooLarge, InvalidInput, RegistryError, Unauthorized
 from backcast.vectors import check_id
 from backcast.versions import Key, Scope
 from service.arrow import UnreadableIds, read_ids
 from service.auth import bearer_secret, demand
 from service.documents import BatchRequest, EmbeddingQuery, RequestDocument
+from service.documents_changes import EraseRequest, UpsertRequest
 from service.engine import Snapshot
+from service.json_values import has_more_signs
+from service.limits import REQUESTS, VECTORS
 from service.state import State, state_of
 from service.wire import Format, negotiate
 
 Model = TypeVar("Model", bound=BaseModel)
+OfIds = TypeVar("OfIds", BatchRequest, UpsertRequest, EraseRequest)
 
 EXPECT_SNAPSHOT = "Backcast-Expect-Snapshot"
-_ADMIN = "backcast.admin"
+CALLER = "backcast.caller"
+"""In the scope of a request: the key that was found for it, None for none."""
+PAID = "backcast.paid"
+"""In the scope of a request that was paid for on the short way, and then went the long one."""
 _REFRESH_S = 5
+_LARGE = 64 << 10  # bytes of JSON; reading fewer takes a tenth of a second at worst
+_MOST_ERRORS = 1000  # that are described one by one: millions would take minutes
 
 
 async def find_reader(request: Request) -> Key | None:
-    """Return the caller's key; None for an anonymous caller where reads are open."""
-    key = await _find_key(request)
-    if key is None and state_of(request).settings.reads == "open":
-        return None
-    return demand(key, Scope.READ)
+    """Return the caller's key; None for an anonymous caller where reads are open.
+
+    Raises:
+        Unauthorized, Forbidden: the caller may not read.
+        RateLimited: not now.
+    """
+    caller, state = await _find_key(request), state_of(request)
+    if caller is not None or state.settings.reads != "open":
+        caller = demand(caller, Scope.READ)
+    if state.limits.on and PAID not in request.scope:
+        await state.limits.pay(caller, REQUESTS)
+    return caller
+
+
+async def pay_for_one(request: Request, caller: Key | None) -> None:
+    """Pay for one vector, beside the request; raise RateLimited."""
+    limits = state_of(request).limits
+    if limits.on and PAID not in request.scope:
+        await limits.pay(caller, VECTORS)
 
 
 def recall_reader(state: State, authorization: str | None) -> Key | None:
@@ -51,33 +74,19 @@ def recall_reader(state: State, authorization: str | None) -> Key | None:
     return demand(None if secret is None else state.keys.recall(secret), Scope.READ)
 
 
-async def find_admin(request: Request) -> Key:
-    """Return the caller's key, which has scope admin; the registry is asked, once a request."""
-    caller: Key | None = request.scope.get(_ADMIN)
-    if caller is None:
-        secret = bearer_secret(request.headers.get("authorization"))
-        found = None if secret is None else await state_of(request).keys.confirm(secret)
-        caller = request.scope[_ADMIN] = demand(found, Scope.ADMIN)
-    return caller
-
-
-class AdminRoute(APIRoute):
-    """Finds the administrator before anything of a body is read."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the framework's handler, behind the key."""
-        handle = super().get_route_handler()
-
-        async def handle_for_admin(request: Request) -> Response:
-            await find_admin(request)
-            return await handle(request)
-
-        return handle_for_admin
-
-
 async def _find_key(request: Request) -> Key | None:
-    secret = bearer_secret(request.headers.get("authorization"))
-    return None if secret is None else await state_of(request).keys.identify(secret)
+    secret = find_secret(request)
+    found = None if secret is None else await state_of(request).keys.identify(secret)
+    request.scope[CALLER] = found
+    return found
+
+
+def find_secret(request: Request) -> str | None:
+    """Return the secret that the request carries; raise Unauthorized where it is malformed."""
+    given = request.headers.getlist("authorization")
+    if len(given) > 1:  # whichever was taken, somebody in front might have checked another
+        raise Unauthorized("There is more than one Authorization header; send one.")
+    return bearer_secret(given[0] if given else None)
 
 
 async def choose_snapshot(request: Request) -> Snapshot:
@@ -164,36 +173,82 @@ def batch_reader(request: Request, limit: int) -> Callable[[bytes], BatchRequest
     Beside an Arrow stream of ids the query says the rest. Beside JSON it says nothing: a version
     in it would be passed over.
     """
-    media = request.headers.get("content-type", Format.JSON).partition(";")[0].strip().lower()
+    media = media_of(request)
     if media == Format.JSON:
         read_query(request, RequestDocument)
-        return partial(_read_json_batch, limit)
+        return partial(read_few, model=BatchRequest, limit=limit)
     if media == Format.ARROW:
         return partial(_read_arrow_batch, limit, read_query(request, EmbeddingQuery))
-    raise HTTPException(
+    raise unsupported("A batch comes", media, Format.JSON, Format.ARROW)
+
+
+def media_of(request: Request) -> str:
+    """Return the media type of a request's body, JSON where none is named."""
+    return request.headers.get("content-type", Format.JSON).partition(";")[0].strip().lower()
+
+
+def unsupported(what: str, media: str, *known: Format) -> HTTPException:
+    """Return the 415 that says how ``what`` is read."""
+    return HTTPException(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        f"A batch comes as {Format.JSON} or {Format.ARROW}, not as {media or 'nothing named'}.",
+        f"{what} as {' or '.join(known)}, not as {media or 'nothing named'}.",
     )
 
 
-def _read_json_batch(limit: int, content: bytes) -> BatchRequest:
-    batch = read_body(content, BatchRequest)
-    if len(batch.ids) > limit:
-        raise BatchTooLarge(len(batch.ids), limit)
-    return batch
+def demand_few(ids: Sequence[str], limit: int) -> None:
+    """Raise BatchTooLarge where there are more ids than ``limit``."""
+    if len(ids) > limit:
+        raise BatchTooLarge(len(ids), limit)
 
 
-def _read_arrow_batch(limit: int, query: EmbeddingQuery, content: bytes) -> BatchRequest:
+@contextmanager
+def arrow_read() -> Iterator[None]:
+    """Raise RequestValidationError where the block finds an Arrow stream unreadable."""
     try:
-        ids = read_ids(content, limit)
+        yield
     except UnreadableIds as error:
         found = {"loc": ("body",), "msg": str(error), "type": "arrow_invalid"}
         raise RequestValidationError([found]) from error
+
+
+def has_too_many(content: bytes, model: type[OfIds], limit: int, dim: int = 0) -> bool:
+    """Tell whether a body has more values than so many ids can have; a small one may have them."""
+    # A sign before each id, and one before its vector and each of its numbers; of a field two.
+    most = limit * (2 + dim if dim else 1) + 3 * len(model.model_fields) + 1
+    return len(content) > _LARGE and has_more_signs(content, most)
+
+
+def read_few(content: bytes, model: type[OfIds], limit: int, dim: int = 0) -> OfIds:
+    """Return a JSON body as ``model``: at most ``limit`` ids, each perhaps with ``dim`` numbers.
+
+    Raises:
+        HTTPException, BatchTooLarge: it has more; that of a large one is found before it is read.
+        RequestValidationError: it is no such document.
+    """
+    if has_too_many(content, model, limit, dim):
+        vectors = f" with vectors of {dim} numbers" if dim else ""
+        raise HTTPException(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"The body has more values than a batch of {limit} ids{vectors} can have; send several "
+            "batches.",
+        )
+    found = read_body(content, model)
+    demand_few(found.ids, limit)
+    return found
+
+
+def _read_arrow_batch(limit: int, query: EmbeddingQuery, content: bytes) -> BatchRequest:
+    with arrow_read():
+        ids = read_ids(content, limit)
     return BatchRequest.model_construct(
         ids=ids, version=query.version, entity=query.entity, drift=query.drift
     )
 
 
 def _invalid(error: ValidationError, where: str) -> RequestValidationError:
+    count = error.error_count()
+    if count > _MOST_ERRORS:
+        told = {"loc": (where,), "msg": f"{count} fields are unknown or wrong", "type": "too_many"}
+        return RequestValidationError([told])
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return RequestValidationError([{**one, "loc": (where, *one["loc"])} for one in found])

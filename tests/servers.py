@@ -8,6 +8,7 @@ A test process that is killed outright cleans nothing up: its private servers ru
 ``/tmp/backcast-*``, and its database on a shared server stays behind.
 """
 
+import fcntl
 import os
 import pwd
 import re
@@ -23,6 +24,7 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -81,12 +83,14 @@ def redis(
 ) -> Iterator[str]:
     """Yield the URL of an empty logical database, which is flushed at the end.
 
-    A named database is not claimed: who names it keeps other test runs away from it.
+    A named database is not claimed: who names it keeps other test runs away from it, and from the
+    ones after it, which the other workers of the same run take.
     """
     with ExitStack() as stack:
         if named := environ.get(REDIS_VARIABLE):
             try:
-                url = stack.enter_context(_empty_database(named))
+                own = _of_worker(named, environ.get("PYTEST_XDIST_WORKER", "gw0"))
+                url = stack.enter_context(_empty_database(own))
             except (ValueError, RedisError, ServerUnavailable) as error:
                 raise _unusable(REDIS_VARIABLE, named, error) from error
         else:
@@ -108,11 +112,8 @@ def installed_program(program: str, package: str, variable: str, search: Sequenc
     found = find_program(program, search)
     apt_get = find_program("apt-get", search)
     if found is None and apt_get is not None and os.geteuid() == 0:
-        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        # Only the result counts: an update may fail at one mirror and still suffice.
-        subprocess.run([apt_get, "update"], env=environ)
-        subprocess.run([apt_get, "install", "-y", "--no-install-recommends", package], env=environ)
-        found = find_program(program, search)
+        with _one_at_a_time():
+            found = find_program(program, search) or _install(apt_get, package, program, search)
     if found is None:
         raise ServerUnavailable(
             f"no server on the default port that tests can use, and no {program} to start: "
@@ -120,6 +121,22 @@ def installed_program(program: str, package: str, variable: str, search: Sequenc
             f"in {variable}"
         )
     return found
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait for the other workers of a test run: two installations at once refuse each other."""
+    with Path("/tmp/backcast-install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _install(apt_get: Path, package: str, program: str, search: Sequence[str]) -> Path | None:
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    # Only the result counts: an update may fail at one mirror and still suffice.
+    subprocess.run([apt_get, "update"], env=environ)
+    subprocess.run([apt_get, "install", "-y", "--no-install-recommends", package], env=environ)
+    return find_program(program, search)
 
 
 def free_port() -> int:
@@ -236,6 +253,15 @@ def _enter_loopback_redis(stack: ExitStack, port: int) -> str | None:
         with suppress(RedisError, ServerUnavailable):
             return stack.enter_context(_claimed_database(port, number))
     return None
+
+
+def _of_worker(url: str, worker: str) -> str:
+    """Return the URL of the database that many numbers on; that of worker ``gw0`` is ``url``."""
+    later = int(worker.removeprefix("gw"))
+    if not later:
+        return url
+    parts = urlsplit(url)
+    return parts._replace(path=f"/{int(parts.path.strip('/') or 0) + later}").geturl()
 
 
 @contextmanager

@@ -84,10 +84,10 @@ def client_of(home: Home, **settings: Any) -> Iterator[TestClient]:
 
 
 @contextmanager
-def running(app: ASGIApp) -> Iterator[str]:
+def running(app: ASGIApp, **options: Any) -> Iterator[str]:
     """Serve an application on a free loopback port, from a thread, and yield its URL."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -227,6 +227,9 @@ class WatchedStore:
 
     def snapshots(self) -> list[str]:
         return self._store.snapshots()
+
+    def remains(self) -> list[str]:
+        return self._store.remains()
 
     def drop(self, snapshot: str) -> None:
         self._store.drop(snapshot)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backcast.artifacts import Artifacts, dump_json, dump_tensors
@@ -80,12 +81,18 @@ def load_model(artifacts: Artifacts, version: Version) -> ArchivedModel:
     about = artifacts.read_json(version.folder, ABOUT, digest(ABOUT))
     document = artifacts.read_json(version.folder, VOCABULARY, digest(VOCABULARY))
     arrays = artifacts.read_tensors(version.folder, MODEL, digest(MODEL))
-    vocabulary = Vocabulary.from_document(document)
+    try:
+        vocabulary = Vocabulary.from_document(document)
+        sizes = vocabulary.sizes
+    except (AttributeError, TypeError) as error:
+        where = artifacts.url(version.folder, VOCABULARY)
+        raise ArtifactCorrupt(where, "it is no vocabulary") from error
     try:
         architecture = about["architecture"]
+        _demand_size(architecture["width"], architecture["layers"], arrays)
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
-            model = GraphSAGE(architecture["width"], architecture["layers"], vocabulary.sizes)
-    except (KeyError, TypeError) as error:
+            model = GraphSAGE(architecture["width"], architecture["layers"], sizes)
+    except (KeyError, TypeError, ValueError) as error:
         where = artifacts.url(version.folder, ABOUT)
         raise ArtifactCorrupt(where, "it describes no GraphSAGE") from error
     try:
@@ -94,6 +101,13 @@ def load_model(artifacts: Artifacts, version: Version) -> ArchivedModel:
         reason = str(error).splitlines()[1].strip().rstrip(".")
         raise ArtifactCorrupt(artifacts.url(version.folder, MODEL), reason) from error
     return ArchivedModel(model.eval().requires_grad_(False), vocabulary)
+
+
+def _demand_size(width: int, layers: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Raise ValueError where a model of this size has more numbers than the file."""
+    numbers = sum(array.size for array in arrays.values())
+    if width < 1 or layers < 1 or layers * width * width > numbers:
+        raise ValueError(f"width {width}, {layers} layers")
 
 
 def library_versions() -> dict[str, str]:

@@ -58,7 +58,9 @@ def train(
 
     Version 0 is trained on the intended task alone. Interrupting leaves nothing behind.
     """
+    from backcast import acts
     from backcast.artifacts import Artifacts
+    from backcast.cli.acting import acting
     from backcast.registry import open_registry
     from backcast.settings import Settings
     from trainer.config import TrainConfig
@@ -90,6 +92,7 @@ def train(
     with (
         interruptible("Interrupted: nothing was registered."),
         open_registry(settings) as registry,
+        acting(registry, acts.training(method, parent)) as recorded,
         progress("epoch", training.epochs) as advance,
     ):
 
@@ -98,6 +101,7 @@ def train(
 
         artifacts = Artifacts(settings.artifacts_root)
         version = train_version(registry, artifacts, request, on_epoch)
+        recorded.found["version"] = version.number
     if as_json:
         print_json(
             {
@@ -294,14 +298,19 @@ def publish(
     """Compute the vectors of all users and items, and write and register a snapshot of them."""
     from dataclasses import asdict
 
+    from backcast import acts
     from backcast.artifacts import Artifacts
+    from backcast.cli.acting import acting
     from backcast.registry import open_registry
     from backcast.settings import Settings
     from trainer.data.dataset import Dataset, resolve_until
     from trainer.publishing import publish_version
 
     settings = Settings.load()
-    with open_registry(settings) as registry:
+    with (
+        open_registry(settings) as registry,
+        acting(registry, acts.publishing(version)) as recorded,
+    ):
         dataset = Dataset.read(data or Path(registry.versions.get(version).dataset))
         moment = resolve_until(dataset, until)
         rows = dataset.users_known(moment) + dataset.items_known(moment)
@@ -315,6 +324,7 @@ def publish(
                 device=device or settings.device,
                 on_rows=advance,
             )
+        recorded.found["snapshot"] = record.id
         live = registry.deployments.live()
     if as_json:
         print_json(asdict(record))
@@ -352,8 +362,8 @@ def infer(
     as_json: AsJson = False,
 ) -> None:
     """Compute vectors of new users and items with the live version's model, without training."""
-    import getpass
-
+    from backcast import acts
+    from backcast.cli.acting import acting, actor
     from backcast.errors import InvalidInput
     from backcast.lifecycle import open_backcast, upsert_batches
     from backcast.settings import Settings
@@ -379,13 +389,15 @@ def infer(
             write_vector_file(out, inferred.dim, inferred.batches, {"version": inferred.version})
         live = None
         if upsert and inferred.batches:
-            live = upsert_batches(
-                backcast,
-                inferred.batches,
-                actor=f"cli:{getpass.getuser()}",
-                most_changed=settings.max_changed,
-                expected_live=inferred.version,
-            )
+            with acting(backcast.registry, acts.upserting(inferred.counts)) as recorded:
+                live = upsert_batches(
+                    backcast,
+                    inferred.batches,
+                    actor=actor(),
+                    most_changed=settings.max_changed,
+                    expected_live=inferred.version,
+                )
+                recorded.found["snapshot"] = f"{live.snapshot}.{live.delta}"
     snapshot = None if live is None else f"{live.snapshot}.{live.delta}"
     if as_json:
         document = {"version": inferred.version, "vectors": inferred.counts, "snapshot": snapshot}

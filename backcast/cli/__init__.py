@@ -5,6 +5,8 @@ visible without them, and say what to install when called.
 """
 
 import importlib
+import logging
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -13,9 +15,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from backcast.cli import changes, commands, consumers, promotion
-from backcast.cli.output import say
+from backcast.cli import audit, backups, changes, commands, consumers, promotion
+from backcast.cli.output import note, say
 from backcast.errors import BackcastError, ConfigError
+from backcast.logs import write_json, writes_json
 from backcast.settings import check_environment
 
 APPLICATIONS = {
@@ -40,6 +43,7 @@ _EXTRA_OF_PACKAGE = {
     "fastapi": "service",
     "starlette": "service",
     "uvicorn": "service",
+    "opentelemetry": "otel",
     "redis": "service",
     "psycopg": "service",
 }
@@ -100,6 +104,8 @@ commands.add_to(app)
 consumers.add_to(app)
 changes.add_to(app)
 promotion.add_to(app)
+audit.add_to(app)
+backups.add_to(app)
 
 
 @app.callback()
@@ -114,6 +120,9 @@ def _options(
 
 def main() -> None:
     """Run a command; any foreseen error is one line on standard error and exit status 1."""
+    # Before the settings are read: what is wrong with them is to be told in JSON, too.
+    if os.environ.get("BACKCAST_LOG_FORMAT") == "json":
+        write_json()
     try:
         check_environment()
         app()
@@ -129,5 +138,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    line = " ".join(message.split())
+    note(line if writes_json() else f"error: {line}", logging.ERROR)
     sys.exit(1)

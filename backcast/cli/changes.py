@@ -1,6 +1,5 @@
 """Commands that change and export what is live: upsert, erase, export."""
 
-import getpass
 from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
@@ -9,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from backcast import acts
+from backcast.cli.acting import acting, actor
 from backcast.cli.output import interruptible, print_json, print_table, progress, say
 from backcast.errors import ConfigError, InvalidInput
 from backcast.lifecycle import (
@@ -69,15 +70,19 @@ def upsert_command(
         raise InvalidInput(
             f"{file} holds vectors of version {found.version}, not of {expected_live}."
         )
-    with open_backcast(settings) as backcast:
+    counts = {str(batch.entity): len(batch.ids) for batch in found.batches}
+    with (
+        open_backcast(settings) as backcast,
+        acting(backcast.registry, acts.upserting(counts)) as recorded,
+    ):
         live = upsert_batches(
             backcast,
             found.batches,
-            actor=_actor(),
+            actor=actor(),
             most_changed=settings.max_changed,
             expected_live=found.version if expected_live is None else expected_live,
         )
-    counts = {str(batch.entity): len(batch.ids) for batch in found.batches}
+        recorded.found["snapshot"] = f"{live.snapshot}.{live.delta}"
     name = f"{live.snapshot}.{live.delta}"
     if as_json:
         print_json({"snapshot": name, "live_version": live.version, "upserted": counts})
@@ -94,8 +99,11 @@ def erase_command(
     """End the vectors of ids in all snapshots, and in those to come; say what still holds them."""
     settings = Settings.load()
     grace = timedelta(seconds=settings.grace_seconds)
-    with open_backcast(settings) as backcast:
-        report = erase(backcast, entity, ids, actor=_actor(), grace=grace)
+    with (
+        open_backcast(settings) as backcast,
+        acting(backcast.registry, acts.erasing(entity, ids)),
+    ):
+        report = erase(backcast, entity, ids, actor=actor(), grace=grace)
     if as_json:
         print_json(report.document())
     else:
@@ -156,7 +164,3 @@ def export_command(
             f"{exported.rows} vectors of version {exported.version}, {exported.dim} dimensions, "
             f"made from {exported.snapshot}: {out}"
         )
-
-
-def _actor() -> str:
-    return f"cli:{getpass.getuser()}"

@@ -1,29 +1,27 @@
-"""Commands of the core: versions, snapshots, promote, keys, get, db."""
+"""Commands of the core: versions, snapshots, promote, get, db."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy import make_url
 
-from backcast.cli import operations
+from backcast.cli import keys, operations
 from backcast.cli.output import print_json, print_table, say
 from backcast.cli.promotion import print_plan
 from backcast.client import Client, VersionName
 from backcast.errors import InvalidInput
 from backcast.lifecycle import Promote, open_backcast, plan_promotion
 from backcast.registry import open_registry, schema
-from backcast.registry.keys import split_secret
+from backcast.registry.database import shown_url
+from backcast.registry.revisions import Fit, fit
 from backcast.registry.tables import SCHEMA_REVISION
 from backcast.settings import Settings
 from backcast.versions import (
     Entity,
-    Key,
     Lineage,
     Live,
-    Scope,
     SnapshotRecord,
     Version,
     VersionState,
@@ -31,7 +29,6 @@ from backcast.versions import (
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
-keys_app = typer.Typer(no_args_is_help=True, help="Create, revoke and list API keys.")
 db_app = typer.Typer(no_args_is_help=True, help="Make, upgrade and check the registry's schema.")
 
 
@@ -45,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
     ):
         app.command(name, epilog=_example(example))(command)
     operations.add_to(app)
-    app.add_typer(keys_app, name="keys")
+    app.add_typer(keys.app, name="keys")
     app.add_typer(db_app, name="db")
 
 
@@ -68,7 +65,7 @@ def versions_command(as_json: AsJson = False) -> None:
             }
         )
     elif not catalog.versions:
-        where = make_url(settings.registry_url).render_as_string(hide_password=True)
+        where = shown_url(settings.registry_url)
         say(f"No version is registered in {where} yet. Train one: backcast train --help")
     else:
         print_table(
@@ -231,73 +228,6 @@ def _version_name(text: str | None) -> VersionName:
     return "live"
 
 
-@keys_app.command(
-    "create", epilog=_example("backcast keys create --consumer ranking --scope read --pin 0")
-)
-def create_key(
-    consumer: Annotated[str, typer.Option(help="Who will use the key.", show_default=False)],
-    scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.READ,
-    pin: Annotated[
-        int | None,
-        typer.Option(help="Version a new consumer gets, with any of its keys, when it names none."),
-    ] = None,
-    expires_in_days: Annotated[float | None, typer.Option(help="Days until it expires.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Create a key. Its secret is shown now and never again."""
-    expires_at = None
-    if expires_in_days is not None:
-        if not 0 < expires_in_days < 36_500:
-            raise InvalidInput("--expires-in-days is more than 0 and less than 36500.")
-        expires_at = datetime.now(UTC) + timedelta(days=expires_in_days)
-    with open_registry(Settings.load()) as registry:
-        key, secret = registry.keys.create(consumer, scope, pin=pin, expires_at=expires_at)
-    if as_json:
-        print_json({"key": secret, **_key_document(key)})
-    else:
-        say(secret)
-
-
-@keys_app.command("revoke", epilog=_example("backcast keys revoke 1a2b3c4d"))
-def revoke_key(
-    key: Annotated[str, typer.Argument(help="The key, or its prefix as `keys list` shows it.")],
-) -> None:
-    """Revoke a key; replicas follow within BACKCAST_KEY_CACHE_SECONDS."""
-    prefix = split_secret(key) or key
-    with open_registry(Settings.load()) as registry:
-        registry.keys.revoke(prefix)
-    say(f"Key {prefix} is revoked.")
-
-
-@keys_app.command("list", epilog=_example("backcast keys list --json"))
-def list_keys(as_json: AsJson = False) -> None:
-    """List the keys, without their secrets."""
-    with open_registry(Settings.load()) as registry:
-        keys = registry.keys.all()
-    if as_json:
-        print_json([_key_document(key) for key in keys])
-        return
-    if not keys:
-        say("There is no key yet. Create one: backcast keys create --help")
-        return
-    print_table(
-        ("prefix", "consumer", "scope", "pin", "state"),
-        [(k.prefix, k.consumer, k.scope, k.pin, _key_state(k)) for k in keys],
-    )
-
-
-def _key_document(key: Key) -> dict[str, Any]:
-    document = asdict(key)
-    del document["sha256"]
-    return {**document, "state": _key_state(key)}
-
-
-def _key_state(key: Key) -> str:
-    if key.revoked_at is not None:
-        return "revoked"
-    return "in force" if key.in_force(datetime.now(UTC)) else "expired"
-
-
 def _with_engine(act: Callable[[Any], None]) -> None:
     engine = schema.make_engine(Settings.load().registry_url)
     try:
@@ -307,17 +237,46 @@ def _with_engine(act: Callable[[Any], None]) -> None:
 
 
 @db_app.command("upgrade", epilog=_example("backcast db upgrade"))
-def upgrade_schema() -> None:
-    """Make the schema, or bring it up to this release."""
-    _with_engine(schema.upgrade)
-    say(f"The registry's schema is at {SCHEMA_REVISION}.")
+def upgrade_schema(
+    contract: Annotated[
+        bool,
+        typer.Option("--contract", help="Also take away what only older releases' replicas need."),
+    ] = False,
+) -> None:
+    """Make the schema, or bring it up to this release; replicas of the one before may serve."""
+
+    def act(engine: Any) -> None:
+        if not contract:
+            schema.demand_expansion(engine)
+        schema.upgrade(engine)
+        _say_schema(schema.check(engine))
+
+    _with_engine(act)
 
 
-@db_app.command("check", epilog=_example("backcast db check"))
-def check_schema() -> None:
-    """Exit with status 0 only where the schema is this release's."""
-    _with_engine(schema.check)
-    say(f"The registry's schema is at {SCHEMA_REVISION}.")
+@db_app.command("check", epilog=_example("backcast db check --json"))
+def check_schema(as_json: AsJson = False) -> None:
+    """Say how the schema fits; exit with status 0 only where this release can run on it."""
+
+    def act(engine: Any) -> None:
+        if as_json:
+            found = schema.found_revision(engine)
+            fits = fit(found, SCHEMA_REVISION)
+            print_json({"schema": found, "release": SCHEMA_REVISION, "state": fits})
+            raise typer.Exit(0 if fits.runs else 1)
+        _say_schema(schema.check(engine))
+
+    _with_engine(act)
+
+
+def _say_schema(fits: Fit) -> None:
+    if fits is Fit.CURRENT:
+        say(f"The registry's schema is at {SCHEMA_REVISION}.")
+    else:
+        say(
+            "A newer release has expanded the registry's schema; this one "
+            f"({SCHEMA_REVISION}) can run on it."
+        )
 
 
 @db_app.command("downgrade", epilog=_example("backcast db downgrade 0001"))

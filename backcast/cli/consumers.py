@@ -1,13 +1,15 @@
 """Commands about consumers: pin them, see what they use, end a version."""
 
-import getpass
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Annotated
 
 import typer
 
+from backcast import acts
+from backcast.cli.acting import acting, actor
+from backcast.cli.moments import read_moment
 from backcast.cli.output import print_json, print_table, say
 from backcast.errors import InvalidInput
 from backcast.lifecycle import deprecate, open_backcast, retire, withdraw_deprecation
@@ -47,12 +49,16 @@ def deprecate_command(
     """Announce, in every answer of a version, until when it is served."""
     if withdraw == (sunset is not None):
         raise InvalidInput("Name either a --sunset, such as 2027-01-31, or --withdraw.")
-    moment = None if sunset is None else _moment(sunset)
+    moment = None if sunset is None else read_moment("--sunset", sunset)
     with open_backcast(Settings.load()) as backcast:
         if moment is None:
-            ending = withdraw_deprecation(backcast, version, actor=_actor())
+            with acting(backcast.registry, acts.withdrawing(version)):
+                ending = withdraw_deprecation(backcast, version, actor=actor())
         else:
-            ending = deprecate(backcast, version, sunset_at=moment, actor=_actor(), reason=reason)
+            with acting(backcast.registry, acts.deprecating(version, moment, reason)):
+                ending = deprecate(
+                    backcast, version, sunset_at=moment, actor=actor(), reason=reason
+                )
     if as_json:
         _print_ending(ending)
     elif ending.sunset_at is None:
@@ -71,9 +77,12 @@ def retire_command(
 ) -> None:
     """Stop serving a version; its maps stay, as links of the chain."""
     settings = Settings.load()
-    with open_backcast(settings) as backcast:
-        idle = timedelta(days=settings.retire_idle_days)
-        retired = retire(backcast, version, actor=_actor(), idle=idle, force=force, reason=reason)
+    idle = timedelta(days=settings.retire_idle_days)
+    with (
+        open_backcast(settings) as backcast,
+        acting(backcast.registry, acts.retiring(version, force, reason)),
+    ):
+        retired = retire(backcast, version, actor=actor(), idle=idle, force=force, reason=reason)
     if as_json:
         _print_ending(retired)
     else:
@@ -90,7 +99,10 @@ def pin_command(
     """Set the version that a consumer gets when it names none; replicas follow in seconds."""
     if clear == (version is not None):
         raise InvalidInput("Name either a version or --clear.")
-    with open_registry(Settings.load()) as registry:
+    with (
+        open_registry(Settings.load()) as registry,
+        acting(registry, acts.pinning(consumer, version)),
+    ):
         registry.consumers.pin(consumer, version)
     to = "no version" if version is None else f"version {version}"
     say(f"Consumer {consumer} is pinned to {to}.")
@@ -149,24 +161,6 @@ def _summed(uses: Iterable[Use]) -> list[tuple[str, int, int, int, date]]:
     return [(consumer, version, *counts) for (version, consumer), counts in sorted(sums.items())]
 
 
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(
-            f"--sunset {text!r} is no moment; write 2027-01-31 or 2027-01-31T18:00+01:00."
-        ) from None
-    if len(text) == len("2027-01-31"):
-        return moment.replace(tzinfo=UTC)
-    if moment.tzinfo is None:
-        raise InvalidInput(f"--sunset {text!r} has no zone; add Z for UTC, or +01:00.")
-    return moment
-
-
 def _print_ending(version: Version) -> None:
     names = ("number", "state", "deprecated_at", "sunset_at", "retired_at", "note")
     print_json({name: getattr(version, name) for name in names})
-
-
-def _actor() -> str:
-    return f"cli:{getpass.getuser()}"

@@ -1,7 +1,5 @@
 """Commands that change what is live, each as an operation, and those that look after them."""
 
-import getpass
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
@@ -9,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from backcast.cli.output import interruptible, print_json, print_table, progress, say
+from backcast import acts
+from backcast.cli.acting import acting, actor
+from backcast.cli.output import interruptible, note, print_json, print_table, progress, say
 from backcast.cli.promotion import print_plan
 from backcast.errors import Conflict, InvalidInput
 from backcast.lifecycle import (
@@ -53,15 +53,17 @@ def perform(backcast: Backcast, settings: Settings, order: Order, what: str) -> 
     """Run an order as an operation of this process, with a progress bar; then sweep."""
     with (
         interruptible(f"Interrupted; {what} can be begun again."),
+        acting(backcast.registry, acts.ordering(order.kind, order.document())) as recorded,
         progress(what, 100) as advance,
     ):
         outcome = run_order(
             backcast,
             order,
-            f"cli:{getpass.getuser()}",
+            actor(),
             timeout=settings.operation_timeout,
+            act=recorded.id,
             report=lambda step, fraction: advance(round(100 * fraction), step),
-            say=_note,
+            say=note,
         )
     sweep(backcast, timedelta(seconds=settings.grace_seconds))
     return outcome
@@ -71,7 +73,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     """Print what is live, and what storing it cost."""
     live, stored = outcome.live, outcome.rounding
     if as_json:
-        print_json({**asdict(live), "stored": None if stored is None else asdict(stored)})
+        print_json(outcome.document())
         return
     say(f"Version {live.version} is live, from snapshot {live.snapshot}.")
     if stored is not None:
@@ -211,13 +213,16 @@ def gc_command(
     """Delete what nobody needs any more: what is over its grace period, and what policy says."""
     settings = Settings.load()
     with open_backcast(settings) as backcast:
-        policy, actor = Policy.of(settings), f"cli:{getpass.getuser()}"
+        policy = Policy.of(settings)
         if dry_run:
             doomed = plan_collection(backcast, policy)
             doomed += plan_litter(backcast) if litter else []
         else:
-            doomed = collect(backcast, policy, actor)
-            doomed += collect_litter(backcast, policy, actor) if litter else []
+            with acting(backcast.registry, acts.collecting(litter)) as recorded:
+                doomed = collect(backcast, policy, actor())
+                recorded.found["deleted"] = len(doomed)
+                doomed += collect_litter(backcast, policy, actor()) if litter else []
+                recorded.found["deleted"] = len(doomed)
     if as_json:
         print_json([asdict(one) for one in doomed])
         return
@@ -231,7 +236,3 @@ def gc_command(
 
 def _doomed_row(one: Doomed) -> tuple[object, ...]:
     return one.what, one.name, one.reason, one.bytes
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,9 +1,10 @@
 """What the commands print: tables and JSON on standard output, progress on standard error."""
 
+import logging
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -13,6 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from backcast.logs import one_line, redact, writes_json
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 WIDTH_OF_FILES = 160
@@ -26,9 +31,17 @@ class Advance(Protocol):
 
 
 def say(text: str) -> None:
-    """Print one line, as it is."""
-    sys.stdout.write(f"{text}\n")
+    """Print one line, with no character that a terminal would obey."""
+    sys.stdout.write(f"{one_line(text)}\n")
     sys.stdout.flush()
+
+
+def note(text: str, level: int = logging.INFO) -> None:
+    """Tell on standard error, as a line of its own; as a log record where those are JSON."""
+    if writes_json():
+        logger.log(level, "%s", text)
+    else:
+        print(redact(one_line(text)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def print_json(data: object) -> None:
@@ -49,8 +62,8 @@ def print_table(
         highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES
     )
     if title:
-        console.print(title, style="bold")
-    texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+        console.print(one_line(title), style="bold")
+    texts = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
     by_column = [list(cells) for cells in zip(columns, *texts, strict=True)]
     for padding in (1, 0):
         widths = _fit(by_column, console.width - (1 + 2 * padding) * len(columns) - 1)
@@ -97,8 +110,10 @@ def _is_numeric(cell: object) -> bool:
 
 
 @contextmanager
-def interruptible(last_words: str) -> Iterator[None]:
+def interruptible(last_words: str | Callable[[], str]) -> Iterator[None]:
     """Answer Ctrl-C with one line on standard error and exit status 130.
+
+    The line is worked out then, where it is a function.
 
     An interrupt may arrive as another error's cause: an extension that is called back by C code
     cannot always pass it on as it is.
@@ -108,7 +123,8 @@ def interruptible(last_words: str) -> Iterator[None]:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        print(last_words, file=sys.stderr, flush=True)  # noqa: T201
+        line = last_words if isinstance(last_words, str) else last_words()
+        note(line, logging.WARNING)
         raise typer.Exit(130) from None
 
 
@@ -124,7 +140,7 @@ def progress(what: str, total: int | None, *, estimated: bool = True) -> Iterato
 
     The bar guesses the time left from equal units, unless the notes tell it better.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not writes_json():
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -157,5 +173,5 @@ class _Lines:
             self._print()
 
     def _print(self) -> None:
-        print(self._last, file=sys.stderr, flush=True)  # noqa: T201
+        note(self._last)
         self._printed_at, self._last = time.monotonic(), ""

@@ -4,6 +4,13 @@ Order is what makes a kill harmless: files first, made durable under a name of t
 transaction. A kill before the transaction leaves litter and the old state; after it, the new state.
 """
 
+from backcast.lifecycle.backups import (
+    Copied,
+    back_up,
+    faults_of_backup,
+    open_backup,
+    restore,
+)
 from backcast.lifecycle.changing import erase, upsert, upsert_batches
 from backcast.lifecycle.collecting import (
     Collector,
@@ -16,13 +23,15 @@ from backcast.lifecycle.collecting import (
     sweep,
 )
 from backcast.lifecycle.comparing import Compared
+from backcast.lifecycle.erasing import Listed, erase_listed
 from backcast.lifecycle.exporting import Exported, count_exported, export
 from backcast.lifecycle.gates import Gate, Thresholds
 from backcast.lifecycle.history import deployment_diff
 from backcast.lifecycle.loading import load_snapshot
+from backcast.lifecycle.moving import move
 from backcast.lifecycle.operations import run_order
 from backcast.lifecycle.orders import Order, Promote, Refresh, Rollback
-from backcast.lifecycle.places import Backcast, Report, open_backcast
+from backcast.lifecycle.places import Backcast, Report, open_backcast, open_new
 from backcast.lifecycle.promotion import (
     Candidate,
     Expected,
@@ -38,6 +47,7 @@ from backcast.lifecycle.registering import Base, publish, register_version
 from backcast.lifecycle.remains import ErasureReport, Holder
 from backcast.lifecycle.retiring import deprecate, retire, withdraw_deprecation
 from backcast.lifecycle.rollback import RollbackPlan, plan_rollback, rollback
+from backcast.lifecycle.verifying import Verified, verify
 
 __all__ = [
     "Backcast",
@@ -45,12 +55,14 @@ __all__ = [
     "Candidate",
     "Collector",
     "Compared",
+    "Copied",
     "Doomed",
     "ErasureReport",
     "Expected",
     "Exported",
     "Gate",
     "Holder",
+    "Listed",
     "Order",
     "Plan",
     "Policy",
@@ -61,6 +73,8 @@ __all__ = [
     "Rollback",
     "RollbackPlan",
     "Thresholds",
+    "Verified",
+    "back_up",
     "collect",
     "collect_litter",
     "compact",
@@ -69,10 +83,15 @@ __all__ = [
     "deployment_diff",
     "deprecate",
     "erase",
+    "erase_listed",
     "export",
+    "faults_of_backup",
     "find_candidate",
     "load_snapshot",
+    "move",
     "open_backcast",
+    "open_backup",
+    "open_new",
     "plan_collection",
     "plan_litter",
     "plan_promotion",
@@ -81,11 +100,13 @@ __all__ = [
     "publish",
     "refresh",
     "register_version",
+    "restore",
     "retire",
     "rollback",
     "run_order",
     "sweep",
     "upsert",
     "upsert_batches",
+    "verify",
     "withdraw_deprecation",
 ]

@@ -138,7 +138,7 @@ def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[Delta
     base = None if was_live else target.base_snapshot
     for tenure in tenures:
         own, snapshot = tenure.version == target.version, tenure.snapshot
-        if snapshot == target.id or (snapshot == base and not own):
+        if snapshot == target.id:
             return newer
         if snapshot == base:
             return deltas.of(snapshot, after=target.base_delta or 0, upto=tenure.upto) + newer

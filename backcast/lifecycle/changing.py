@@ -113,6 +113,16 @@ def erase(
     return report_remains(backcast, entity, ids, live, grace)
 
 
+def erase_digests(
+    backcast: Backcast, entity: Entity, ids: Sequence[str], digests: Sequence[str], *, actor: str
+) -> Live | None:
+    """Erase ids, and further ones of which only the digest is known: no snapshot holds those.
+
+    Returns what is live then. Raises Conflict as ``erase`` does.
+    """
+    return _erase(backcast, Delta(entity, ids), digests, actor)
+
+
 def _erase(backcast: Backcast, delta: Delta, digests: Sequence[str], actor: str) -> Live | None:
     registry, of_snapshot = backcast.registry, dict[str, DeltaDraft]()
     with _drafting(backcast) as drafts:

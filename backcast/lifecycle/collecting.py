@@ -5,27 +5,26 @@ policy, the weights of models that nothing can be trained on. Maps never go. Wha
 for no good reason goes while nothing else can be loading it: under the slot of operations.
 """
 
-import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from backcast.errors import BackcastError, OperationRunning, StoreError
-from backcast.lifecycle.operations import Heart, beat_seconds, new_owner
+from backcast.artifacts import FOLDER
+from backcast.drift import bounded_snapshot
+from backcast.errors import OperationRunning, StoreError
+from backcast.lifecycle.operations import alone
 from backcast.lifecycle.places import Backcast
-from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.versions import Claim, SnapshotRecord, Version, VersionState
 
 WEIGHTS = "model.safetensors"
 """The file of a version that the policy may delete; every other is kept."""
 
+_COLLECT = "collect"
 _DAY = timedelta(days=1)
-_FOLDER = re.compile(r"(versions|snapshots|deltas|drifts)/.+-[0-9a-f]{8}")
-_DRIFT_MARK = "-drift-"
 _OUT_OF_USE = {
     VersionState.SUPERSEDED,
     VersionState.ROLLED_BACK,
@@ -82,9 +81,9 @@ def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
     """
     condemned = backcast.registry.snapshots.condemn(backcast.registry.now() - grace)
     for snapshot in condemned:
-        drift = backcast.registry.snapshots.drift_of(snapshot.id)
+        drift = backcast.registry.drifts.of(snapshot.id)
         if drift is not None:
-            _drop_drift(backcast, drift)
+            _drop_drift(backcast, drift.id)
         backcast.store.drop(snapshot.id)
         for folder in _delta_folders(backcast, snapshot.id):
             backcast.artifacts.delete(folder)
@@ -199,20 +198,8 @@ class Collector:
             return  # the next look may find nobody at work
 
 
-@contextmanager
-def _alone(backcast: Backcast, policy: Policy, actor: str) -> Iterator[None]:
-    """Hold the slot of operations, so that none can be loading anything; raise OperationRunning."""
-    operations, owner = backcast.registry.operations, new_owner("collector on")
-    operation = operations.start(OperationDraft("collect", {}, actor, owner))
-    claim = Claim(operation.id, owner)
-    with Heart(operations, claim, beat_seconds(policy.timeout)):
-        operations.progress(claim, "delete", 0.0)
-        try:
-            yield
-        except BackcastError as error:
-            operations.fail(claim, error)
-            raise
-        operations.succeed(claim, {})
+def _alone(backcast: Backcast, policy: Policy, actor: str) -> AbstractContextManager[Claim]:
+    return alone(backcast, _COLLECT, "delete", actor, policy.timeout)
 
 
 # --- snapshots ------------------------------------------------------------------------------------
@@ -244,30 +231,31 @@ def _held(backcast: Backcast, name: str) -> int | None:
 def _unneeded(backcast: Backcast) -> list[str]:
     """Return what the store holds of this registry's though it cannot be served or gone back to.
 
-    A promotion that lost its compare-and-swap leaves such, and one that was killed. One that is
-    under way needs what is listed here.
+    A promotion that lost its compare-and-swap leaves such, and one that was killed. Half of a
+    snapshot is listed only while no operation can be loading the other half; one that is under way
+    may need all the rest.
     """
     rows = backcast.registry.snapshots.everything()
     needed = {row.id for row in rows if row.condemned_at is None and row.superseded_at is not None}
     live = backcast.registry.deployments.live()
     if live is not None:
         needed.add(live.snapshot)
-    drifts = {backcast.registry.snapshots.drift_of(id) for id in needed}
-    needed |= {drift for drift in drifts if drift is not None}
+    drifts = [backcast.registry.drifts.of(id) for id in needed]
+    needed |= {drift.id for drift in drifts if drift is not None}
     known = {row.id for row in rows}
     return [
-        name
-        for name in backcast.store.snapshots()
-        if name not in needed and name.partition(_DRIFT_MARK)[0] in known
+        name for name in _stored(backcast) if name not in needed and bounded_snapshot(name) in known
     ]
 
 
 def _doomed_stored(backcast: Backcast, name: str) -> Doomed:
-    return Doomed("stored", name, "loaded, and not live nor in its grace", _held(backcast, name))
+    return Doomed(
+        "stored", name, "in the store, and not live nor in its grace", _held(backcast, name)
+    )
 
 
 def _drop_stored(backcast: Backcast, name: str) -> None:
-    if _DRIFT_MARK in name:
+    if bounded_snapshot(name) != name:
         _drop_drift(backcast, name)
     else:
         backcast.store.drop(name)
@@ -280,8 +268,13 @@ def _drop_drift(backcast: Backcast, name: str) -> None:
 
 def _strange(backcast: Backcast) -> list[str]:
     known = {row.id for row in backcast.registry.snapshots.everything()}
-    held = backcast.store.snapshots()
-    return [name for name in held if name.partition(_DRIFT_MARK)[0] not in known]
+    return [name for name in _stored(backcast) if bounded_snapshot(name) not in known]
+
+
+def _stored(backcast: Backcast) -> list[str]:
+    held, active = backcast.store.snapshots(), backcast.registry.operations.active()
+    loading = active is not None and active.kind != _COLLECT
+    return held if loading else sorted({*held, *backcast.store.remains()})
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -331,7 +324,7 @@ class _Nameless:
 def _nameless(backcast: Backcast) -> list[_Nameless]:
     named = backcast.registry.named_folders()
     folders = backcast.artifacts.folders()
-    strangers = {f: found for f, found in folders.items() if _FOLDER.fullmatch(f)}
+    strangers = {f: found for f, found in folders.items() if FOLDER.fullmatch(f)}
     strangers = {f: found for f, found in strangers.items() if f not in named}
     if not strangers:
         return []

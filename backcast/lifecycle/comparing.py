@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backcast.chains import load_chain
 from backcast.changes import ChangedSnapshot, Changes, Delta, read_changes
 from backcast.diff import NAMED, Comparison, Diff, Moved, Route
-from backcast.drift import DriftBounds, DriftSum, LiveDrift, write_drift
+from backcast.drift import DriftBounds, DriftSum, LiveDrift, open_bounds, write_drift
 from backcast.errors import ArtifactError, SnapshotNotLoaded
 from backcast.lifecycle.carrying import missed_upserts
 from backcast.lifecycle.places import Backcast
@@ -49,7 +49,7 @@ class LiveSide:
             backcast.registry.snapshots.get(live.snapshot),
             ChangedSnapshot(backcast.store.open(live.snapshot), changes),
             load_chain(catalog, backcast.artifacts, live.version),
-            open_drift(backcast, live.snapshot),
+            open_bounds(backcast.registry.drifts.of(live.snapshot), backcast.store),
         )
 
     @property
@@ -59,17 +59,6 @@ class LiveSide:
 
     def _mapped(self, version: int, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.chain[version](vectors).astype(np.float32)
-
-
-def open_drift(backcast: Backcast, snapshot: str) -> DriftBounds | None:
-    """Open the drift bounds of a snapshot; None where there are none, or the store lost them."""
-    record = backcast.registry.drifts.of(snapshot)
-    if record is None:
-        return None
-    try:
-        return DriftBounds(record, backcast.store.open(record.id))
-    except SnapshotNotLoaded:
-        return None
 
 
 @dataclass(frozen=True)

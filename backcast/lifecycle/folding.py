@@ -1,4 +1,4 @@
-"""What was put on the live version stays when its vectors are computed anew.
+"""What was put on a version stays when its vectors are computed anew.
 
 Only ids that were put are kept so: an id that was computed once and is not any more has left the
 data. Which ids of a snapshot were put is a file beside its own, as after a refresh nothing else
@@ -21,16 +21,16 @@ from backcast.snapshots import read_snapshot
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, Live, SnapshotRecord
 
-_NAME = "put.parquet"
+PUT_FILE = "put.parquet"
 
 
 @dataclass(frozen=True, eq=False)
 class Folding:
-    """The ids that were put on a live snapshot, or on one that it took them over from.
+    """The ids that were put on a snapshot while it was live, or on one that it took them over from.
 
     Attributes:
         artifacts: where the files lie.
-        snapshot: what was live; None where nothing is taken over.
+        snapshot: what was live last of the version; None where nothing is taken over.
         changes: the deltas on it.
         earlier: ids that were put before it was written, and not changed since.
         erased: ids that are left out.
@@ -49,21 +49,20 @@ class Folding:
         cls,
         registry: Registry,
         artifacts: Artifacts,
-        live: Live | None,
-        version: int,
+        base: Live | None,
         erased: Erased,
     ) -> Self:
-        """Find what newer vectors of ``version`` must take over from what was live."""
-        if live is None or live.version != version:
+        """Find what newer vectors must take over from the last state of their version."""
+        if base is None:
             return cls(artifacts)
-        snapshot = registry.snapshots.get(live.snapshot)
-        changes = read_changes(artifacts, registry.deltas.of(live.snapshot, upto=live.delta))
-        put = _read_put(artifacts, snapshot, registry.snapshots.details(live.snapshot))
+        snapshot = registry.snapshots.get(base.snapshot)
+        changes = read_changes(artifacts, registry.deltas.of(base.snapshot, upto=base.delta))
+        put = _read_put(artifacts, snapshot, registry.snapshots.details(base.snapshot))
         earlier = {entity: ids - changes.places.get(entity, {}).keys() for entity, ids in put}
         return cls(artifacts, snapshot, changes, earlier, erased)
 
     def computed(self, batches: Iterable[VectorBatch]) -> Iterator[VectorBatch]:
-        """Yield the vectors of the live snapshot that were neither put nor changed."""
+        """Yield the vectors of that snapshot that were neither put nor changed."""
         for batch in batches:
             changed = self.changes.places.get(batch.entity, {})
             earlier = self.earlier.get(batch.entity, frozenset())
@@ -96,7 +95,7 @@ class Folding:
             return {}
         content = io.BytesIO()
         pq.write_table(pa.table(columns), content)
-        digest = self.artifacts.write(folder, {_NAME: content.getvalue()})[_NAME]
+        digest = self.artifacts.write(folder, {PUT_FILE: content.getvalue()})[PUT_FILE]
         return {"put": {"count": len(columns["id"]), "sha256": digest.sha256}}
 
     def _kept(self, entity: Entity, ids: Iterable[str]) -> dict[str, None]:
@@ -119,7 +118,7 @@ def _read_put(
 ) -> list[tuple[Entity, AbstractSet[str]]]:
     if "put" not in details:
         return []
-    content = artifacts.read(snapshot.folder, _NAME, details["put"]["sha256"])
+    content = artifacts.read(snapshot.folder, PUT_FILE, details["put"]["sha256"])
     table = pq.read_table(io.BytesIO(content))
     ids: dict[Entity, set[str]] = {}
     for entity, id in zip(*(table.column(c).to_pylist() for c in ("entity", "id")), strict=True):

@@ -11,12 +11,16 @@ from backcast.versions import DriftRecord, Entity
 
 
 def load_snapshot(
-    backcast: Backcast, snapshot: str, advance: Callable[[float], None] = lambda _done: None
+    backcast: Backcast,
+    snapshot: str,
+    advance: Callable[[float], None] = lambda _done: None,
+    precision: Precision | None = None,
 ) -> Rounding:
     """Load a published snapshot into the store; harmless where it is there already.
 
-    ``advance`` is told the fraction that is done, at most a hundred times. Returns the precision
-    that the vectors are stored at, and what it cost.
+    ``advance`` is told the fraction that is done, at most a hundred times. ``precision`` is that
+    of the vectors, where it is not the store's own. Returns the precision that the vectors are
+    stored at, and what it cost.
 
     Raises:
         InvalidInput: a number is too large for the store's precision.
@@ -24,7 +28,7 @@ def load_snapshot(
     record = backcast.registry.snapshots.get(snapshot)
     counts = {Entity(name): count for name, count in record.counts.items()}
     batches = _counted(read_snapshot(backcast.artifacts, record), sum(counts.values()), advance)
-    backcast.store.load(snapshot, record.dim, counts, batches)
+    backcast.store.load(snapshot, record.dim, counts, batches, precision)
     drift = backcast.registry.drifts.of(snapshot)
     if drift is not None:
         load_drift(backcast, drift)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from threading import Event, Thread
 from typing import Any, Self
 
@@ -24,9 +25,11 @@ from backcast.errors import (
 )
 from backcast.lifecycle.orders import Order, read_order
 from backcast.lifecycle.places import Backcast, Report
+from backcast.logs import Trouble
 from backcast.registry import Operations
 from backcast.registry.operations import OperationDraft, running
 from backcast.stores import Rounding
+from backcast.tracing import Steps
 from backcast.versions import Claim, Live, Operation
 
 logger = logging.getLogger(__name__)
@@ -54,17 +57,18 @@ def begin(
     owner: str,
     resumable: bool = False,
     key: str | None = None,
+    act: int | None = None,
 ) -> Operation:
     """Write down an operation, if its order cannot be refused at once; it runs nowhere yet.
 
     Where its idempotency key is known, the operation of that key is returned: its owner is
-    another.
+    another. ``act`` is its number in the audit log.
 
     Raises:
         OperationRunning, IdempotencyKeyReused: see ``Operations.start``.
         BackcastError: what the order's ``check`` raises.
     """
-    draft = OperationDraft(order.kind, order.document(), actor, owner, resumable, key)
+    draft = OperationDraft(order.kind, order.document(), actor, owner, resumable, key, act)
     operations = backcast.registry.operations
     known = operations.known(draft)
     if known is not None:
@@ -79,6 +83,7 @@ class Heart:
     def __init__(self, operations: Operations, claim: Claim, seconds: float) -> None:
         self._operations, self._claim, self._seconds = operations, claim, seconds
         self._stopping = Event()
+        self._trouble = Trouble(logger, f"a sign of life of operation {claim.id}")
         self._thread = Thread(target=self._run, name="heart of an operation", daemon=True)
 
     def __enter__(self) -> Self:
@@ -97,8 +102,31 @@ class Heart:
                 return  # the next report meets this too, and ends the act
             except RegistryError:
                 continue  # while it is away nobody can look for signs either
-            except Exception:  # the edge of a thread: nobody above could see the error
-                logger.exception("a sign of life of operation %s", self._claim.id)
+            except Exception as error:  # the edge of a thread: nobody above could see the error
+                self._trouble.note(repr(error), error)
+
+
+@contextmanager
+def alone(backcast: Backcast, kind: str, step: str, actor: str, timeout: float) -> Iterator[Claim]:
+    """Hold the slot of operations, so that no other runs until the block ends.
+
+    Raises:
+        OperationRunning: another one runs.
+    """
+    operations, owner = backcast.registry.operations, new_owner(f"{kind} on")
+    operation = operations.start(OperationDraft(kind, {}, actor, owner))
+    claim = Claim(operation.id, owner)
+    with (
+        Heart(operations, claim, beat_seconds(timeout)),
+        _ended_by_interrupt(backcast, claim),
+    ):
+        operations.progress(claim, step, 0.0)
+        try:
+            yield claim
+        except BackcastError as error:
+            operations.fail(claim, error)
+            raise
+        operations.succeed(claim, {})
 
 
 @dataclass(frozen=True)
@@ -166,16 +194,21 @@ def carry_out(
     """
 
     def tell(step: str, fraction: float) -> None:
+        steps.enter(step)
         backcast.registry.operations.progress(claim, step, fraction)
         report(step, fraction)
 
-    pauses = attempts.pauses()
-    with Heart(backcast.registry.operations, claim, beat_seconds(timeout)):
+    pauses, waiting = attempts.pauses(), Trouble(logger, f"operation {operation.id} waits")
+    with (
+        Heart(backcast.registry.operations, claim, beat_seconds(timeout)),
+        backcast.tracing.span(operation.kind, {"backcast.operation": operation.id}),
+        Steps(backcast.tracing) as steps,
+    ):
         while True:
             try:
                 return _attempt(backcast, operation, claim, tell, followed)
             except RegistryError as error:
-                logger.warning("operation %s waits: %s", operation.id, error.message)
+                waiting.note(error.message)
                 if not next(pauses, False):
                     raise
 
@@ -287,6 +320,7 @@ def run_order(
     actor: str,
     *,
     timeout: float,
+    act: int | None = None,
     report: Report = lambda _step, _fraction: None,
     say: Say = lambda _line: None,
 ) -> Outcome:
@@ -300,7 +334,8 @@ def run_order(
         BackcastError: see ``begin`` and ``carry_out``.
     """
     owner = new_owner("command on")
-    operation = _begin_patiently(backcast, order, actor, owner, timeout, say)
+    attempt = partial(begin, backcast, order, actor, owner=owner, act=act)
+    operation = _begin_patiently(backcast, attempt, timeout, say)
     claim = Claim(operation.id, owner)
     attempts = Attempts(4 * timeout, Event())
     with _ended_by_interrupt(backcast, claim):
@@ -310,11 +345,11 @@ def run_order(
 
 
 def _begin_patiently(
-    backcast: Backcast, order: Order, actor: str, owner: str, timeout: float, say: Say
+    backcast: Backcast, attempt: Callable[[], Operation], timeout: float, say: Say
 ) -> Operation:
     while True:
         try:
-            return begin(backcast, order, actor, owner=owner)
+            return attempt()
         except OperationRunning:
             _wait_for_slot(backcast, timeout, say)
 

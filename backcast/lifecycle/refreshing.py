@@ -71,7 +71,7 @@ def compact(
     details.pop("put", None)  # that of the new one is its own
     details["compacted"] = f"{live.snapshot}.{live.delta}"
     # What was put is left out here, and taken over as by every publication.
-    folding = Folding.of(registry, artifacts, live, live.version, base.erased)
+    folding = Folding.of(registry, artifacts, live, base.erased)
     rows = folding.computed(read_snapshot(artifacts, record))
     counted = _counted(rows, sum(record.counts.values()), report)
     return publish(registry, artifacts, live.version, counted, details, base=base)

@@ -1,6 +1,7 @@
 """Versions and snapshots are written: files first, then one row in one transaction."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ from backcast.changes import (
     discard_delta,
     write_delta,
 )
-from backcast.errors import Conflict, InvalidInput, UnknownVersion
+from backcast.errors import ArtifactMissing, Conflict, InvalidInput, UnknownVersion
 from backcast.lifecycle.folding import Folding
 from backcast.registry import Erased, NumberTaken, Registry, StateMoved, VersionDraft
 from backcast.snapshots import read_ids, write_snapshot
@@ -64,6 +65,22 @@ class Base:
         """Look."""
         return cls(registry.deployments.live(), registry.erasures.all())
 
+    def last(self, registry: Registry, version: int) -> Live | None:
+        """Return the state of ``version`` that was live last by then.
+
+        None where it never was, or its files may be gone.
+        """
+        if self.live is None or self.live.version == version:
+            return self.live
+        delta = None  # that was the last when the next one came
+        for arrival in registry.deployments.history():
+            if arrival["version"] == version and arrival["generation"] < self.live.generation:
+                left = registry.snapshots.get(arrival["snapshot"])
+                found = Live(version, left.id, delta or 0, arrival["generation"])
+                return found if left.condemned_at is None else None
+            delta = arrival["from_delta"]
+        return None
+
 
 def publish(
     registry: Registry,
@@ -76,19 +93,40 @@ def publish(
 ) -> SnapshotRecord:
     """Write a snapshot of ``version`` and register it; it can be promoted when this returns.
 
-    Erased ids are left out, those too that are erased while this goes on. Where the version is
-    live, ids that were put on it and that ``batches`` lack are added.
+    Erased ids are left out, those too that are erased while this goes on. Ids that were put on the
+    version while it was live, and that ``batches`` lack, are added.
 
     ``base`` is what there was when the vectors were begun, where that was before this call.
+
+    Raises:
+        UnknownVersion: there is none of this number.
+        InvalidInput: the batches hold what cannot be stored.
+        Conflict: what was put could not be taken over, as its files were deleted meanwhile.
     """
     known, base = registry.versions.get(version), base or Base.now(registry)
-    folding = Folding.of(registry, artifacts, base.live, version, base.erased)
-    rows = folding.batches(_without_erased(batches, base.erased))
-    record = write_snapshot(artifacts, version, known.dim, rows)
-    if base.live is not None:
-        record = replace(record, base_snapshot=base.live.snapshot, base_delta=base.live.delta)
+    last = base.last(registry, version)
+    with _kept(registry, last):
+        folding = Folding.of(registry, artifacts, last, base.erased)
+        rows = folding.batches(_without_erased(batches, base.erased))
+        record = write_snapshot(artifacts, version, known.dim, rows)
+    if last is not None:
+        record = replace(record, base_snapshot=last.snapshot, base_delta=last.delta)
     details = {**details, **_noted(artifacts, folding, record)}
     return _register(registry, artifacts, record, details, base.erased)
+
+
+@contextmanager
+def _kept(registry: Registry, last: Live | None) -> Iterator[None]:
+    """Say why, where what is taken over was deleted meanwhile, its grace period being over."""
+    try:
+        yield
+    except ArtifactMissing as error:
+        if last is None or registry.snapshots.get(last.snapshot).condemned_at is None:
+            raise
+        raise Conflict(
+            f"Snapshot {last.snapshot}, whose upserts were to be taken over, was deleted "
+            "meanwhile. Publish again, and put what is still wanted of them."
+        ) from error
 
 
 def _noted(artifacts: Artifacts, folding: Folding, record: SnapshotRecord) -> dict[str, Any]:

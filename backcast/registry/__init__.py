@@ -1,24 +1,28 @@
 """The version registry: what exists, what is live, who may read it."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Self
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
-from backcast.registry import schema, tables
+from backcast.registry import copying, schema, tables
+from backcast.registry.audit import Audit
 from backcast.registry.consumers import Consumers
 from backcast.registry.database import Database, clock
 from backcast.registry.deltas import Deltas, StateMoved
 from backcast.registry.deployments import Catalog, Deployments, Switch
 from backcast.registry.diffs import Diffs, Drifts
-from backcast.registry.erasures import Erased, Erasures, digest_of
+from backcast.registry.erasures import Erased, Erasures
 from backcast.registry.keys import Keys
+from backcast.registry.names import digest_of
 from backcast.registry.operations import OperationDraft, Operations
 from backcast.registry.retirements import Retirements
 from backcast.registry.snapshots import Snapshots
 from backcast.registry.usage import Usage
 from backcast.registry.versions import NumberTaken, VersionDraft, Versions
 from backcast.settings import Settings
+from backcast.tracing import NO_TRACES, Tracing
 
 __all__ = [
     "Catalog",
@@ -31,6 +35,7 @@ __all__ = [
     "Switch",
     "VersionDraft",
     "digest_of",
+    "make_registry",
     "open_registry",
 ]
 
@@ -58,6 +63,7 @@ class Registry:
         self.consumers = Consumers(database)
         self.usage = Usage(database)
         self.retirements = Retirements(database)
+        self.audit = Audit(database)
 
     def named_folders(self) -> set[str]:
         """Return every folder of artifacts that a row names, of what is deleted too."""
@@ -78,6 +84,31 @@ class Registry:
         with self._database.read() as connection:
             return clock(connection)
 
+    def demand_empty(self, *named_by: str) -> None:
+        """Raise Conflict where there are rows already; see ``copying.demand_empty``."""
+        with self._database.read() as connection:
+            copying.demand_empty(connection, *named_by)
+
+    def rows(self) -> int:
+        """Return how many rows all tables hold."""
+        with self._database.read() as connection:
+            counts = [
+                connection.scalar(select(func.count()).select_from(table))
+                for table in tables.metadata.tables.values()
+            ]
+        return sum(count or 0 for count in counts)
+
+    def copy_to(
+        self,
+        target: "Registry",
+        *,
+        still: Collection[str] = (),
+        finish: copying.Finish = lambda _connection: None,
+    ) -> dict[str, copying.Fingerprint]:
+        """Copy every row of one moment into an empty registry; see ``copy_registry``."""
+        database = target._database
+        return copying.copy_registry(self._database, database, still=still, finish=finish)
+
     def close(self) -> None:
         """Return every connection."""
         self._engine.dispose()
@@ -89,7 +120,7 @@ class Registry:
         self.close()
 
 
-def open_registry(settings: Settings) -> Registry:
+def open_registry(settings: Settings, tracing: Tracing = NO_TRACES) -> Registry:
     """Open the registry that ``settings`` name.
 
     A new SQLite database under home is made on the spot; any other is upgraded by
@@ -99,7 +130,20 @@ def open_registry(settings: Settings) -> Registry:
         SchemaMismatch: the schema is not this release's.
         RegistryError: the database does not answer.
     """
-    engine = schema.make_engine(settings.registry_url)
-    if not settings.database_url and schema.found_revision(engine) is None:
+    if not settings.database_url:
+        return make_registry(settings.registry_url, tracing)
+    return Registry(_engine(settings.registry_url, tracing))
+
+
+def make_registry(url: str, tracing: Tracing = NO_TRACES) -> Registry:
+    """Open the registry at ``url``; a database without a schema gets this release's."""
+    engine = _engine(url, tracing)
+    if schema.found_revision(engine) is None:
         schema.upgrade(engine)
     return Registry(engine)
+
+
+def _engine(url: str, tracing: Tracing) -> Engine:
+    engine = schema.make_engine(url)
+    tracing.watch(engine)
+    return engine

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import URL, Connection, Engine, func, make_url, select, text
 from sqlalchemy.exc import DatabaseError, DataError, InterfaceError, OperationalError, TimeoutError
 
 from backcast.errors import InvalidInput, RegistryError
 
 _IDLE_STATE = "25P03"  # PostgreSQL ended a transaction whose process slept for too long
+_GONE_STATES = {"42703", "42P01"}  # a column, a table: a newer release took it away meanwhile
 _STATE_LOCK = 0x73746174  # any constant: PostgreSQL's advisory lock of this name
 
 
@@ -27,6 +28,11 @@ def clock(connection: Connection) -> datetime:
         return utc_now()
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now.astimezone(UTC)
+
+
+def shown_url(url: str | URL) -> str:
+    """Return a database's URL for a log or a message, without all that may be a password."""
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
 class Database:
@@ -67,16 +73,24 @@ def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except (DataError, OverflowError) as error:  # one has no NUL in a text, the other a limit
-        reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+        reason = _first_line(getattr(error, "orig", error))
         raise InvalidInput(f"The registry cannot hold what it was given: {reason}.") from error
     except (DatabaseError, InterfaceError) as error:
         # The bare class is what SQLite raises for a file that is no database; its other
         # subclasses, such as IntegrityError, tell of a statement and are the caller's.
-        slept = getattr(error.orig, "sqlstate", None) == _IDLE_STATE
-        if not slept and type(error) not in {DatabaseError, OperationalError, InterfaceError}:
+        state, reason = getattr(error.orig, "sqlstate", None), _first_line(error.orig)
+        if state in _GONE_STATES:
+            raise RegistryError(
+                f"The registry's schema is not this release's any more: {reason}."
+            ) from error
+        known = type(error) in {DatabaseError, OperationalError, InterfaceError}
+        if not known and state != _IDLE_STATE:
             raise
-        reason = str(error.orig).strip().partition("\n")[0]
-        where = engine.url.render_as_string(hide_password=True)
+        where = shown_url(engine.url)
         raise RegistryError(f"The registry {where} does not answer: {reason}.") from error
     except TimeoutError as error:  # every connection is taken
         raise RegistryError("The registry has no free connection; try again.") from error
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from backcast.registry import tables
 from backcast.registry.database import Database, utc_now
+from backcast.registry.names import unnamed
 from backcast.versions import DiffDraft, DriftRecord, Live
 
 _DRIFT = tuple(DriftRecord.__dataclass_fields__)
@@ -61,7 +62,11 @@ def write_diffs(
         "deployment": deployment,
         "created_at": utc_now(),
     }
-    rows = [{**about, "target": d.target, "figures": dict(d.figures)} for d in diffs]
+    figures = unnamed(connection, [draft.figures for draft in diffs])
+    rows = [
+        {**about, "target": draft.target, "figures": found}
+        for draft, found in zip(diffs, figures, strict=True)
+    ]
     connection.execute(insert(tables.diffs), rows)
 
 

@@ -3,11 +3,9 @@
 The list holds digests, not ids: whoever reads the registry does not learn who was erased.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -15,12 +13,8 @@ from backcast.registry import tables
 from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas, end_erasures
 from backcast.registry.deployments import read_live
+from backcast.registry.names import digest_of, unname_everywhere
 from backcast.versions import DeltaDraft, Entity, Live
-
-UNNAMED = "(erased)"
-"""What stands in a diff in the place of an erased id."""
-
-_BY_KIND = ("entities", "ids")  # of a diff's figures
 
 
 @dataclass(frozen=True)
@@ -41,11 +35,6 @@ class Erased:
         if not digests:
             return False  # as a rule: nothing is hashed
         return digest_of(id) in digests
-
-
-def digest_of(id: str) -> str:
-    """Return the digest by which an id is on the list."""
-    return hashlib.sha256(id.encode()).hexdigest()
 
 
 class Erasures:
@@ -95,38 +84,13 @@ class Erasures:
                 for digest in digests
             ]
             connection.execute(insert(tables.erasures), rows)
-            _unname(connection, entity, frozenset(digests))
+            unname_everywhere(connection, entity, frozenset(digests))
             return read_live(connection), frozenset(heads)
 
 
 def last_erasure(connection: Connection) -> int:
     """Return the largest number of an erasure in force, within the caller's transaction."""
     return int(connection.scalar(select(func.max(tables.erasures.c.number))) or 0)
-
-
-def _unname(connection: Connection, entity: Entity, digests: AbstractSet[str]) -> None:
-    """Take erased ids out of the diffs, which name those that changed most, came or went."""
-    diffs = tables.diffs.c
-    for id, figures in connection.execute(select(diffs.id, diffs.figures)).all():
-        unnamed = {
-            about: {
-                kind: _without(digests, found) if kind == entity else found
-                for kind, found in by_kind.items()
-            }
-            if about in _BY_KIND
-            else by_kind
-            for about, by_kind in figures.items()
-        }
-        if unnamed != figures:
-            connection.execute(update(tables.diffs).where(diffs.id == id).values(figures=unnamed))
-
-
-def _without(digests: AbstractSet[str], node: Any) -> Any:
-    if isinstance(node, dict):
-        return {name: _without(digests, found) for name, found in node.items()}
-    if isinstance(node, list):
-        return [_without(digests, found) for found in node]
-    return UNNAMED if isinstance(node, str) and digest_of(node) in digests else node
 
 
 def _heads(connection: Connection) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Update, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from backcast.acts import Outcome, judge
 from backcast.errors import (
     BackcastError,
     Conflict,
@@ -22,6 +23,7 @@ from backcast.errors import (
     UnknownOperation,
 )
 from backcast.registry import tables
+from backcast.registry.audit import end_act
 from backcast.registry.database import Database, utc_now
 from backcast.versions import Claim, Operation, OperationState
 
@@ -29,6 +31,7 @@ SLOT = "live"
 """What an active operation holds: operations change what is live, so there is one."""
 
 _ATTEMPTS = 5
+_TOLD = ("live_version", "snapshot")  # of a result, to the audit log
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class OperationDraft:
         owner: who runs it; unlike any other, this process's earlier ones included.
         resumable: another replica may carry it on.
         idempotency_key: stands for this request, and no other.
+        act: its number in the audit log, which is told what became of it.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class OperationDraft:
     owner: str
     resumable: bool = False
     idempotency_key: str | None = None
+    act: int | None = None
 
 
 class Operations:
@@ -131,13 +136,31 @@ class Operations:
     def succeed(self, claim: Claim, result: Mapping[str, Any]) -> None:
         """Finish an operation that did what it was asked; raise OperationAbandoned."""
         done = {"state": OperationState.SUCCEEDED, "progress": 1.0, "result": dict(result)}
-        self._write(claim, **done, slot=None, finished_at=utc_now())
+        told = {name: result[name] for name in _TOLD if name in result}
+        self._finish(claim, done, Outcome.SUCCEEDED, None, told)
 
     def fail(self, claim: Claim, error: BackcastError) -> None:
         """Finish an operation that could not, with the reason; raise OperationAbandoned."""
-        described = {"code": error.code, "message": error.message, **error.data}
-        failed = {"state": OperationState.FAILED, "error": described}
-        self._write(claim, **failed, slot=None, finished_at=utc_now())
+        gates = [gate["name"] for gate in error.data.get("gates", ()) if not gate["passed"]]
+        told = {"failed_gates": gates} if gates else {}
+        self._finish(claim, _failed(error), *judge(error), told)
+
+    def _finish(
+        self,
+        claim: Claim,
+        end: Mapping[str, Any],
+        outcome: Outcome,
+        code: str | None,
+        told: Mapping[str, Any],
+    ) -> None:
+        values = {**end, "slot": None, "finished_at": utc_now()}
+        ended = _of(claim).values(**values).returning(tables.operations.c.act)
+        with self._db.write() as connection:
+            row = connection.execute(ended).first()
+            if row is None:
+                raise _lost(claim)
+            if row.act is not None:
+                end_act(connection, row.act, outcome, code, told)
 
     def release(self, claim: Claim) -> None:
         """Hand an operation back, for any replica to carry on; raise OperationAbandoned."""
@@ -166,6 +189,17 @@ class Operations:
         return None if row is None else _operation(row)
 
 
+def abandon_active(connection: Connection, reason: str) -> None:
+    """End the active operation of a copy, which nobody runs, within the caller's transaction."""
+    error = OperationAbandoned(reason)
+    row = tables.operations.c
+    values = {**_failed(error), "slot": None, "finished_at": utc_now()}
+    ended = update(tables.operations).where(row.slot == SLOT).values(**values).returning(row.act)
+    for act in connection.scalars(ended).all():
+        if act is not None:
+            end_act(connection, act, *judge(error), {})
+
+
 def fence(connection: Connection, claim: Claim) -> None:
     """Hold the operation for the caller's transaction; raise OperationAbandoned.
 
@@ -174,6 +208,11 @@ def fence(connection: Connection, claim: Claim) -> None:
     held = _of(claim).values(beat=tables.operations.c.beat + 1)
     if connection.execute(held).rowcount != 1:
         raise _lost(claim)
+
+
+def _failed(error: BackcastError) -> dict[str, Any]:
+    described = {"code": error.code, "message": error.message, **error.data}
+    return {"state": OperationState.FAILED, "error": described}
 
 
 def _of(claim: Claim) -> Update:

@@ -92,13 +92,6 @@ class Snapshots:
         with self._db.read() as connection:
             return [_snapshot(row) for row in connection.execute(_select())]
 
-    def drift_of(self, id: str) -> str | None:
-        """Return what the drift bounds of a snapshot are called; None where there are none."""
-        row = tables.drifts.c
-        with self._db.read() as connection:
-            name: str | None = connection.scalar(select(row.id).where(row.snapshot == id))
-        return name
-
     def due(self, moment: datetime) -> list[SnapshotRecord]:
         """Return what ``condemn`` would, oldest first, and change nothing."""
         oldest_first = (tables.snapshots.c.created_at, tables.snapshots.c.id)

@@ -26,9 +26,10 @@ from sqlalchemy import (
     false,
 )
 
+from backcast.acts import Outcome
 from backcast.versions import Entity, OperationState, Scope, VersionState
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003_for_0002"
 """The Alembic revision that this code is written for."""
 
 metadata = MetaData(
@@ -167,6 +168,7 @@ operations = Table(
     Column("slot", String(16), index=True, unique=True),
     Column("beat", Integer, nullable=False, default=0, server_default="0"),
     Column("resumable", Boolean, nullable=False, default=False, server_default=false()),
+    Column("act", Integer, index=True, unique=True),
     _one_of("state", OperationState),
 )
 
@@ -264,8 +266,36 @@ api_keys = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+    Column("successor", String(16)),
     _one_of("scope", Scope),
 )
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False, index=True),
+    Column("actor", String(128), nullable=False),
+    Column("key", String(16)),
+    Column("act", String(32), nullable=False),
+    Column("target", String(256)),
+    Column("reason", Text),
+    Column("details", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""What was asked for, before it was begun. Triggers refuse to change or delete a row."""
+
+audit_outcomes = Table(
+    "audit_outcomes",
+    metadata,
+    Column("act", Integer, ForeignKey("audit.id"), primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("code", String(64)),
+    Column("details", JSON, nullable=False),
+    _one_of("outcome", Outcome),
+)
+"""What became of it, once that is known. Triggers refuse to change or delete a row."""
 
 usage = Table(
     "usage",

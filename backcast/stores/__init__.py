@@ -8,6 +8,8 @@ from backcast.settings import Settings
 from backcast.stores.base import Gathered, StoredSnapshot, VectorStore
 from backcast.stores.embedded import EmbeddedStore
 from backcast.stores.precision import Precision, Rounder, Rounding
+from backcast.stores.traced import TracedStore
+from backcast.tracing import NO_TRACES, Tracing
 
 __all__ = [
     "EmbeddedStore",
@@ -16,14 +18,23 @@ __all__ = [
     "Rounder",
     "Rounding",
     "StoredSnapshot",
+    "TracedStore",
     "VectorStore",
+    "is_embedded",
     "open_store",
     "shown_url",
 ]
 
 
-def open_store(settings: Settings) -> VectorStore:
+def open_store(settings: Settings, tracing: Tracing = NO_TRACES) -> VectorStore:
     """Open the store that ``settings`` name; raise ConfigError for an unknown scheme."""
+    store = _open(settings)
+    if not tracing.wanted:
+        return store
+    return TracedStore(store, tracing, settings.vector_store_url.partition(":")[0])
+
+
+def _open(settings: Settings) -> VectorStore:
     url, precision = settings.vector_store_url, Precision(settings.store_precision)
     scheme, _, rest = url.partition(":")
     if scheme == "embedded" and rest:
@@ -35,6 +46,11 @@ def open_store(settings: Settings) -> VectorStore:
     raise ConfigError(
         f"BACKCAST_STORE_URL={shown_url(url)!r}: the scheme is embedded, redis or rediss."
     )
+
+
+def is_embedded(store: VectorStore) -> bool:
+    """Return whether vectors are read from this host's memory, traced or not."""
+    return isinstance(store.store if isinstance(store, TracedStore) else store, EmbeddedStore)
 
 
 def shown_url(url: str) -> str:

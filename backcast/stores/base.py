@@ -76,6 +76,12 @@ class VectorStore(Protocol):
     def snapshots(self) -> list[str]:
         """Return the ids of the snapshots held, sorted."""
 
+    def remains(self) -> list[str]:
+        """Return the names of what a killed load or drop left, or one under way; sorted.
+
+        To load or drop one of that name makes an end of it.
+        """
+
     def drop(self, snapshot: str) -> None:
         """Remove a snapshot; open handles stay readable where the store can, else fail cleanly."""
 

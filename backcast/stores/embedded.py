@@ -85,6 +85,11 @@ class EmbeddedStore:
         """Return the ids of the snapshots held, sorted."""
         return sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{_MANIFEST}"))
 
+    def remains(self) -> list[str]:
+        """Return what was left half written or half deleted, sorted."""
+        left = (path.name for path in self._folder.glob(f"{_UNFINISHED}*"))
+        return sorted(name.removeprefix(_UNFINISHED) for name in left)
+
     def drop(self, snapshot: str) -> None:
         """Remove a snapshot's files; pages that a handle has mapped live on until it is gone."""
         with self._writing():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backcast.errors import InvalidInput
-from backcast.vectors import VectorBatch
+from backcast.vectors import VectorBatch, norms
 
 
 class Precision(StrEnum):
@@ -128,10 +128,5 @@ class Rounder:
 
 
 def _errors(given: NDArray[np.float32], stored: NDArray[np.float32]) -> NDArray[np.float64]:
-    lost, whole = _norms(stored - given), _norms(given)
+    lost, whole = norms(stored - given), norms(given)
     return np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0)
-
-
-def _norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    squares: NDArray[np.float64] = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-    return np.sqrt(squares)

@@ -4,8 +4,14 @@ Keys: ``backcast:{snapshot}:{entity}:{id}`` → D_k numbers, float32 unless the 
 another; ``backcast:{snapshot}`` → what was loaded, written last, so that a snapshot without it is
 not there. Keys carry the snapshot, so a reader can never mix two. Every read asks for that last
 key too, in the same command: where it is gone the store was emptied, and no id is unknown.
+
+``backcast:`` → a hash: each snapshot with keys, and a token of who loads or drops it. A load ends
+in that last key, and a drop goes on, only while the token is what it was: so neither meets half of
+what the other did, and a load notices a server that was emptied. The names are in one place because
+to look for them among the keys would keep the server from readers, for seconds.
 """
 
+import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 import orjson
+import xxhash
 from numpy.typing import NDArray
 
 from backcast.errors import (
@@ -41,7 +48,54 @@ except ModuleNotFoundError as error:
 
 _READ_ROWS, _WRITE_ROWS = 1_000, 250  # of one command
 _IN_FLIGHT = 4  # writes that the server has not answered yet
-_DROPPED_ROWS = 1_000
+_SCANNED = 1_000  # keys in one command: half a millisecond in which nobody else is answered
+_NAMES = "backcast:"
+
+# Of all scripts the keys are the marker and the names, the arguments the snapshot and a token.
+_CLAIM = """
+local held = redis.call('HGET', KEYS[2], ARGV[1])
+if held and string.sub(held, 1, 4) ~= 'drop' then
+  return held
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return ARGV[2]
+"""
+_FINISH = """
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'None'
+if server ~= ARGV[3] or redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[4])
+return 1
+"""
+# A full server takes no more, but from a script that has deleted something, or tried to, first.
+_BEGIN_DROP = """
+if redis.call('DEL', KEYS[1]) == 0 and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then
+  return 0
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return 1
+"""
+_BEGIN_DISCARD = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return 1
+"""
+_REMOVE = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
+  return 0
+end
+redis.call('UNLINK', unpack(ARGV, 3))
+return 1
+"""
+_END_DROP = """
+if redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2] then
+  redis.call('HDEL', KEYS[2], ARGV[1])
+end
+"""
 
 
 class RedisStore:
@@ -72,19 +126,22 @@ class RedisStore:
             self._demand_no_eviction()
             if self._redis.exists(_marker(snapshot)):
                 return
-            rounder = Rounder(precision or self._precision)
+            rounder, server = Rounder(precision or self._precision), self._run_id()
             try:
-                size = self._write_all(snapshot, dim, counts, batches, rounder)
-            except (InvalidInput, redis.OutOfMemoryError):
-                self.drop(snapshot)  # what was refused would stand in the way of the next load
+                # Others that load the same snapshot have the same token: who ends first is right.
+                token: bytes = self._run(_CLAIM, snapshot, _new_token("load"))
+                size = self._write_all(snapshot, token, dim, counts, batches, rounder)
+                manifest = {
+                    "dim": dim,
+                    "counts": {str(e): n for e, n in counts.items()},
+                    "size": size,
+                    "rounding": asdict(rounder.total),
+                }
+                if not self._run(_FINISH, snapshot, token, server, orjson.dumps(manifest)):
+                    raise self._lost(snapshot)
+            except (InvalidInput, StoreError, redis.OutOfMemoryError):
+                self._discard(snapshot)  # or it would stand in the way of the next load
                 raise
-            manifest = {
-                "dim": dim,
-                "counts": {str(e): n for e, n in counts.items()},
-                "size": size,
-                "rounding": asdict(rounder.total),
-            }
-            self._redis.set(_marker(snapshot), orjson.dumps(manifest))
 
     def open(self, snapshot: str) -> "RedisSnapshot":
         """Return a handle; raise SnapshotNotLoaded."""
@@ -97,17 +154,18 @@ class RedisStore:
 
     def snapshots(self) -> list[str]:
         """Return the ids of the snapshots held, sorted."""
-        with self._translated():
-            keys = [key.decode() for key in self._redis.scan_iter("backcast:*", count=10_000)]
-        return sorted(key.removeprefix("backcast:") for key in keys if key.count(":") == 1)
+        return [name for name, is_whole in self._all() if is_whole]
+
+    def remains(self) -> list[str]:
+        """Return what was left half loaded or half dropped, sorted."""
+        return [name for name, is_whole in self._all() if not is_whole]
 
     def drop(self, snapshot: str) -> None:
         """Remove a snapshot; the marker goes first, so that no reader finds half of it."""
         with self._translated():
-            self._redis.delete(_marker(snapshot))
-            doomed = list(self._keys(snapshot))
-            for start in range(0, len(doomed), _DROPPED_ROWS):
-                self._redis.unlink(*doomed[start : start + _DROPPED_ROWS])
+            token = _new_token("drop")
+            if self._run(_BEGIN_DROP, snapshot, token):
+                self._remove(snapshot, token)
 
     def close(self) -> None:
         """Close every connection."""
@@ -126,6 +184,43 @@ class RedisStore:
                 values += piece
         return values
 
+    def _all(self) -> list[tuple[str, bool]]:
+        """Return all snapshots with keys, sorted, and whether each is whole."""
+        with self._translated():
+            found = cast("list[bytes]", self._redis.hkeys(_NAMES))
+            names = sorted(name.decode() for name in found)
+            markers = self._redis.mget([_marker(name) for name in names]) if names else []
+        loaded = cast("list[bytes | None]", markers)
+        return [(name, held is not None) for name, held in zip(names, loaded, strict=True)]
+
+    def _discard(self, snapshot: str) -> None:
+        """Remove what a refused load wrote, unless the snapshot is whole: then others loaded it."""
+        token = _new_token("drop")
+        if self._run(_BEGIN_DISCARD, snapshot, token):
+            self._remove(snapshot, token)
+
+    def _remove(self, snapshot: str, token: bytes) -> None:
+        server = None
+        while server != (server := self._run_id()):  # a server that restarted loses its cursors
+            for keys in self._keys(snapshot):
+                if not self._run(_REMOVE, snapshot, token, *keys):
+                    return  # it is loaded again, or somebody else drops it
+        self._run(_END_DROP, snapshot, token)
+
+    def _lost(self, snapshot: str) -> StoreError:
+        return StoreError(
+            f"{self._name} was restarted or emptied meanwhile, or {snapshot} was dropped; load "
+            "it again."
+        )
+
+    def _run(self, script: str, snapshot: str, *arguments: Any) -> Any:
+        """Run a script, at once and undisturbed; its keys are the marker and the names."""
+        return self._redis.eval(script, 2, _marker(snapshot), _NAMES, snapshot, *arguments)
+
+    def _run_id(self) -> bytes:
+        found = str(self._redis.info("server").get("run_id"))
+        return found.encode()
+
     def _demand_no_eviction(self) -> None:
         policy = self._redis.info("memory").get("maxmemory_policy")
         if policy != "noeviction":
@@ -137,18 +232,22 @@ class RedisStore:
     def _write_all(
         self,
         snapshot: str,
+        token: bytes,
         dim: int,
         counts: Mapping[Entity, int],
         batches: Iterable[VectorBatch],
         rounder: Rounder,
     ) -> int:
         written: dict[Entity, int] = dict.fromkeys(counts, 0)
+        hashes: dict[Entity, list[NDArray[np.uint64]]] = {entity: [] for entity in Entity}
         unanswered: deque[Future[int]] = deque()
         size = 0
         with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="redis") as pool:
             for batch in batches:
                 if batch.dim != dim:
                     raise DimensionMismatch(f"{batch.entity} vectors", dim, batch.dim)
+                if self._redis.hget(_NAMES, snapshot) != token:
+                    raise self._lost(snapshot)
                 for piece in batch.slices(_WRITE_ROWS):
                     if len(unanswered) == _IN_FLIGHT:
                         size += unanswered.popleft().result()
@@ -156,10 +255,12 @@ class RedisStore:
                         pool.submit(self._write, snapshot, batch.entity, piece.ids, rounder(piece))
                     )
                 written[batch.entity] = written.get(batch.entity, 0) + len(batch.ids)
+                hashes[batch.entity].append(_hashes(batch.ids))
             size += sum(answer.result() for answer in unanswered)
         if written != dict(counts):
             raise DimensionMismatch("number of vectors", dict(counts), written)
-        self._refuse_duplicates(snapshot, sum(written.values()))
+        if not all(map(_all_differ, hashes.values())):
+            self._refuse_duplicates(snapshot, sum(written.values()))
         return size
 
     def _write(self, snapshot: str, entity: Entity, ids: Sequence[str], rows: NDArray[Any]) -> int:
@@ -171,15 +272,19 @@ class RedisStore:
         self._redis.mset(cast("Mapping[Any, Any]", values))
         return sum(map(len, values)) + len(raw)
 
-    def _keys(self, snapshot: str) -> Iterator[bytes]:
-        yield from self._redis.scan_iter(f"{_marker(snapshot)}:*", count=10_000)
+    def _keys(self, snapshot: str) -> Iterator[list[bytes]]:
+        cursor, pattern = None, f"{_marker(snapshot)}:*"
+        while cursor != 0:
+            answer = self._redis.scan(cursor or 0, pattern, _SCANNED)
+            cursor, keys = cast("tuple[int, list[bytes]]", answer)
+            if keys:
+                yield keys
 
     def _refuse_duplicates(self, snapshot: str, expected: int) -> None:
-        found = len(set(self._keys(snapshot)))
+        found = len({key for keys in self._keys(snapshot) for key in keys})
         if found != expected:
             raise InvalidInput(
-                f"Snapshot {snapshot} has {expected} vectors but {found} ids: some come twice, or "
-                f"{self._name} lost keys during the load; load it again to tell."
+                f"Snapshot {snapshot} has {expected} vectors but {found} ids: some come twice."
             )
 
     @contextmanager
@@ -252,8 +357,23 @@ def _client(url: str) -> redis.Redis:
     return client
 
 
+def _new_token(kind: str) -> bytes:
+    return f"{kind}-{secrets.token_hex(8)}".encode()
+
+
+def _hashes(ids: Sequence[str]) -> NDArray[np.uint64]:
+    encoded = (id.encode(errors="surrogatepass") for id in ids)
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(ids))
+
+
+def _all_differ(hashes: Sequence[NDArray[np.uint64]]) -> bool:
+    """Return whether no two ids have the same hash, so that they differ themselves."""
+    found = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
+    return not (found[1:] == found[:-1]).any()
+
+
 def _marker(snapshot: str) -> str:
-    return f"backcast:{snapshot}"
+    return f"{_NAMES}{snapshot}"
 
 
 def key_of(snapshot: str, entity: Entity, id: str) -> bytes:

@@ -4,18 +4,17 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import (
-    APIRouter,
     Body,
-    Depends,
     Header,
     Path,
     Query,
     Request,
     Response,
-    Security,
 )
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
+from backcast import acts
 from backcast.lifecycle import (
     Expected,
     Order,
@@ -27,7 +26,9 @@ from backcast.lifecycle import (
     plan_rollback,
 )
 from backcast.versions import Key, OperationState
-from service.declarations import KEY, problem_responses
+from service.administration import Administrator, admin_router
+from service.auditing import recorded
+from service.declarations import problem_responses
 from service.documents import (
     LARGEST_VERSION,
     DeploymentDetailDocument,
@@ -41,27 +42,28 @@ from service.documents import (
     RollbackPlanDocument,
     RollbackRequest,
 )
-from service.requests import AdminRoute, find_admin
 from service.state import state_of
 
-router = APIRouter(
-    prefix="/admin",
-    tags=["admin"],
-    dependencies=[Security(KEY), Depends(find_admin)],
-    route_class=AdminRoute,
-)
+router = admin_router()
 
 
-_STARTED: dict[int | str, dict[str, Any]] = {
-    202: {
-        "description": "The operation that was started, or the running one of this key.",
-        "model": OperationDocument,
-        "headers": {
-            "Location": {"description": "Where to follow it.", "schema": {"type": "string"}}
+def _ordered(plan: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Declare the answers to an order; ``plan`` is that of a dry run."""
+    return {
+        200: {
+            "description": "The plan of a dry run, or the ended operation of this key.",
+            "model": plan | OperationDocument,
         },
-    },
-}
-_REFUSALS = problem_responses(401, 403, 404, 409, 410, 422, 503)
+        202: {
+            "description": "The operation that was started, or the running one of this key.",
+            "model": OperationDocument,
+            "headers": {
+                "Location": {"description": "Where to follow it.", "schema": {"type": "string"}}
+            },
+        },
+        **problem_responses(401, 403, 404, 408, 409, 410, 413, 422, 503),
+    }
+
 
 IdempotencyKey = Annotated[
     str | None,
@@ -79,18 +81,11 @@ IdempotencyKey = Annotated[
     summary="Promote a version",
     status_code=202,
     response_model=OperationDocument,
-    responses={
-        200: {
-            "description": "The plan of a dry run, or the ended operation of this key.",
-            "model": PlanDocument | OperationDocument,
-        },
-        **_STARTED,
-        **_REFUSALS,
-    },
+    responses=_ordered(PlanDocument),
 )
 def promote_version(
     request: Request,
-    caller: Annotated[Key, Depends(find_admin)],
+    caller: Administrator,
     k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version to make live.")],
     wanted: Annotated[PromotionRequest, Body()],
     key: IdempotencyKey = None,
@@ -115,18 +110,11 @@ def promote_version(
     summary="Refresh the live version",
     status_code=202,
     response_model=OperationDocument,
-    responses={
-        200: {
-            "description": "The plan of a dry run, or the ended operation of this key.",
-            "model": PlanDocument | OperationDocument,
-        },
-        **_STARTED,
-        **_REFUSALS,
-    },
+    responses=_ordered(PlanDocument),
 )
 def refresh_version(
     request: Request,
-    caller: Annotated[Key, Depends(find_admin)],
+    caller: Administrator,
     k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The live version.")],
     wanted: Annotated[RefreshRequest, Body()],
     key: IdempotencyKey = None,
@@ -149,18 +137,11 @@ def refresh_version(
     summary="Roll back to what was live before",
     status_code=202,
     response_model=OperationDocument,
-    responses={
-        200: {
-            "description": "The plan of a dry run, or the ended operation of this key.",
-            "model": RollbackPlanDocument | OperationDocument,
-        },
-        **_STARTED,
-        **_REFUSALS,
-    },
+    responses=_ordered(RollbackPlanDocument),
 )
 def roll_back(
     request: Request,
-    caller: Annotated[Key, Depends(find_admin)],
+    caller: Administrator,
     wanted: Annotated[RollbackRequest, Body()],
     key: IdempotencyKey = None,
 ) -> Response:
@@ -182,7 +163,11 @@ def roll_back(
 
 
 def _start(request: Request, order: Order, caller: Key, key: str | None) -> Response:
-    operation, is_new = state_of(request).operator.start(order, caller.consumer, key)
+    with recorded(request, caller, acts.ordering(order.kind, order.document())) as found:
+        operation, is_new = state_of(request).operator.start(
+            order, caller.consumer, key, act=found.id
+        )
+        found.found["operation"] = operation.id  # that of the key, which others began
     ended = not is_new and operation.state in {OperationState.SUCCEEDED, OperationState.FAILED}
     return JSONResponse(
         OperationDocument.model_validate(operation).model_dump(mode="json"),

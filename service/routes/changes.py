@@ -7,24 +7,24 @@ from functools import partial
 from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Request, Response, Security
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from backcast import acts
 from backcast.errors import BackcastError
 from backcast.lifecycle import erase, upsert_batches
 from backcast.vectors import VectorBatch
-from backcast.versions import Live
+from backcast.versions import Key, Live
+from service.administration import admin_router, find_admin
+from service.auditing import recorded
 from service.changes import Upsert, erasure_reader, upsert_reader
-from service.declarations import KEY, erase_request, problem_responses, upsert_request
+from service.declarations import erase_request, problem_responses, upsert_request
 from service.documents_changes import EraseRequest, ErasureDocument, UpsertDocument
-from service.requests import find_admin
 from service.state import State, state_of
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(
-    prefix="/admin", tags=["admin"], dependencies=[Security(KEY), Depends(find_admin)]
-)
+router = admin_router()
 _SERVED = {
     "headers": {
         "Backcast-Snapshot": {
@@ -41,7 +41,7 @@ _SERVED = {
     response_model=UpsertDocument,
     responses={
         200: {"description": "What is live with the new vectors.", **_SERVED},
-        **problem_responses(401, 403, 409, 413, 415, 422, 503),
+        **problem_responses(401, 403, 408, 409, 413, 415, 422, 503),
     },
     openapi_extra=upsert_request(),
 )
@@ -53,8 +53,8 @@ async def put_embeddings(request: Request) -> Response:
     """
     caller, state = await find_admin(request), state_of(request)
     read = upsert_reader(request, state.settings.max_batch)
-    put = partial(_put, state, partial(read, await request.body()), caller.consumer)
-    return await to_thread.run_sync(put, limiter=state.changes)
+    put = partial(_put, request, partial(read, await request.body()), caller)
+    return await to_thread.run_sync(put, limiter=state.changes.at_work)
 
 
 @router.delete(
@@ -63,7 +63,7 @@ async def put_embeddings(request: Request) -> Response:
     response_model=ErasureDocument,
     responses={
         200: {"description": "What was erased, and what still holds it.", **_SERVED},
-        **problem_responses(401, 403, 409, 413, 415, 422, 503),
+        **problem_responses(401, 403, 408, 409, 413, 415, 422, 503),
     },
     openapi_extra=erase_request(),
 )
@@ -75,19 +75,22 @@ async def delete_embeddings(request: Request) -> Response:
     """
     caller, state = await find_admin(request), state_of(request)
     read = erasure_reader(request, state.settings.max_batch)
-    end = partial(_end, state, partial(read, await request.body()), caller.consumer)
-    return await to_thread.run_sync(end, limiter=state.changes)
+    end = partial(_end, request, partial(read, await request.body()), caller)
+    return await to_thread.run_sync(end, limiter=state.changes.at_work)
 
 
-def _put(state: State, read: Callable[[], Upsert], actor: str) -> Response:
-    wanted = read()
-    live = upsert_batches(
-        state.backcast,
-        [VectorBatch(wanted.entity, wanted.ids, wanted.vectors)],
-        actor=actor,
-        most_changed=state.settings.max_changed,
-        expected_live=wanted.expected_live,
-    )
+def _put(request: Request, read: Callable[[], Upsert], caller: Key) -> Response:
+    wanted, state = read(), state_of(request)
+    batch = VectorBatch(wanted.entity, wanted.ids, wanted.vectors)
+    with recorded(request, caller, acts.upserting({wanted.entity: len(wanted.ids)})) as found:
+        live = upsert_batches(
+            state.backcast,
+            [batch],
+            actor=caller.consumer,
+            most_changed=state.settings.max_changed,
+            expected_live=wanted.expected_live,
+        )
+        found.found["snapshot"] = f"{live.snapshot}.{live.delta}"
     logger.info("%d %ss put, %s.%d is live", len(wanted.ids), wanted.entity, *_named(live))
     document = UpsertDocument(
         snapshot=f"{live.snapshot}.{live.delta}",
@@ -98,9 +101,13 @@ def _put(state: State, read: Callable[[], Upsert], actor: str) -> Response:
     return _answer(state, live, document.model_dump(mode="json"))
 
 
-def _end(state: State, read: Callable[[], EraseRequest], actor: str) -> Response:
-    wanted, grace = read(), timedelta(seconds=state.settings.grace_seconds)
-    report = erase(state.backcast, wanted.entity, wanted.ids, actor=actor, grace=grace)
+def _end(request: Request, read: Callable[[], EraseRequest], caller: Key) -> Response:
+    wanted, state = read(), state_of(request)
+    grace = timedelta(seconds=state.settings.grace_seconds)
+    with recorded(request, caller, acts.erasing(wanted.entity, wanted.ids)):
+        report = erase(
+            state.backcast, wanted.entity, wanted.ids, actor=caller.consumer, grace=grace
+        )
     logger.info("%d %ss erased", report.ids, report.entity)  # never an id
     document = ErasureDocument.model_validate(report.document())
     return _answer(state, report.live, document.model_dump(mode="json"))

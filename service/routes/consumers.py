@@ -3,12 +3,14 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Security
+from fastapi import Body, Path, Query, Request
 
+from backcast import acts
 from backcast.lifecycle import deprecate, retire, withdraw_deprecation
 from backcast.registry.usage import first_day
-from backcast.versions import Key
-from service.declarations import KEY, problem_responses
+from service.administration import Administrator, admin_router
+from service.auditing import recorded
+from service.declarations import problem_responses
 from service.documents import LARGEST_VERSION
 from service.documents_consumers import (
     ConsumerDocument,
@@ -21,46 +23,49 @@ from service.documents_consumers import (
     UsageQuery,
     UseDocument,
 )
-from service.requests import AdminRoute, find_admin
 from service.state import state_of
 
-router = APIRouter(
-    prefix="/admin",
-    tags=["admin"],
-    dependencies=[Security(KEY), Depends(find_admin)],
-    route_class=AdminRoute,
-)
+router = admin_router()
 
-_Caller = Annotated[Key, Depends(find_admin)]
 _Number = Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version's number.")]
-_ENDING = problem_responses(401, 403, 404, 409, 410, 422, 503)
+_ENDING = problem_responses(401, 403, 404, 408, 409, 410, 413, 422, 503)
 
 
 @router.post("/versions/{j}/deprecate", summary="Announce a version's end", responses=_ENDING)
 def deprecate_version(
-    request: Request, caller: _Caller, j: _Number, wanted: Annotated[DeprecationRequest, Body()]
+    request: Request,
+    caller: Administrator,
+    j: _Number,
+    wanted: Annotated[DeprecationRequest, Body()],
 ) -> EndingDocument:
     """Say in every answer of this version until when it is served; again, with another date."""
-    version = deprecate(
-        state_of(request).backcast,
-        j,
-        sunset_at=wanted.sunset_at,
-        actor=caller.consumer,
-        reason=wanted.reason,
-    )
+    with recorded(request, caller, acts.deprecating(j, wanted.sunset_at, wanted.reason)):
+        version = deprecate(
+            state_of(request).backcast,
+            j,
+            sunset_at=wanted.sunset_at,
+            actor=caller.consumer,
+            reason=wanted.reason,
+        )
     return EndingDocument.model_validate(version)
 
 
 @router.delete("/versions/{j}/deprecate", summary="Take that back", responses=_ENDING)
-def withdraw_version_deprecation(request: Request, caller: _Caller, j: _Number) -> EndingDocument:
+def withdraw_version_deprecation(
+    request: Request, caller: Administrator, j: _Number
+) -> EndingDocument:
     """Announce the end of this version no more; without an announcement nothing changes."""
-    version = withdraw_deprecation(state_of(request).backcast, j, actor=caller.consumer)
+    with recorded(request, caller, acts.withdrawing(j)):
+        version = withdraw_deprecation(state_of(request).backcast, j, actor=caller.consumer)
     return EndingDocument.model_validate(version)
 
 
 @router.post("/versions/{j}/retire", summary="Stop serving a version", responses=_ENDING)
 def retire_version(
-    request: Request, caller: _Caller, j: _Number, wanted: Annotated[RetirementRequest, Body()]
+    request: Request,
+    caller: Administrator,
+    j: _Number,
+    wanted: Annotated[RetirementRequest, Body()],
 ) -> EndingDocument:
     """Answer 410 for this version from now on, in every replica within its poll time.
 
@@ -68,15 +73,16 @@ def retire_version(
     within BACKCAST_RETIRE_IDLE_DAYS, or were promised more time. Retiring twice changes nothing.
     """
     state = state_of(request)
-    state.usage.flush()  # what was used a moment ago counts too, as far as this replica knows
-    version = retire(
-        state.backcast,
-        j,
-        actor=caller.consumer,
-        idle=timedelta(days=state.settings.retire_idle_days),
-        force=wanted.force,
-        reason=wanted.reason,
-    )
+    with recorded(request, caller, acts.retiring(j, wanted.force, wanted.reason)):
+        state.usage.flush()  # what was used a moment ago counts too, as far as this replica knows
+        version = retire(
+            state.backcast,
+            j,
+            actor=caller.consumer,
+            idle=timedelta(days=state.settings.retire_idle_days),
+            force=wanted.force,
+            reason=wanted.reason,
+        )
     return EndingDocument.model_validate(version)
 
 
@@ -90,10 +96,11 @@ def list_consumers(request: Request) -> ConsumersDocument:
 @router.put(
     "/consumers/{name:path}",
     summary="Pin a consumer",
-    responses=problem_responses(401, 403, 404, 410, 422, 503),
+    responses=problem_responses(401, 403, 404, 408, 410, 413, 422, 503),
 )
 def pin_consumer(
     request: Request,
+    caller: Administrator,
     name: Annotated[str, Path(description="The consumer's name, percent-encoded.")],
     wanted: Annotated[PinRequest, Body()],
 ) -> PinRequest:
@@ -101,7 +108,8 @@ def pin_consumer(
 
     Replicas follow within BACKCAST_KEY_CACHE_SECONDS.
     """
-    state_of(request).backcast.registry.consumers.pin(name, wanted.pin)
+    with recorded(request, caller, acts.pinning(name, wanted.pin)):
+        state_of(request).backcast.registry.consumers.pin(name, wanted.pin)
     return wanted
 
 

@@ -1,15 +1,16 @@
 """Vectors: one by its id, or a batch."""
 
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache, partial
-from typing import cast
+from time import perf_counter
+from typing import NamedTuple, cast
 
 import xxhash
-from anyio import to_thread
+from anyio import Lock, from_thread, to_thread
 from anyio.lowlevel import checkpoint
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.types import Scope
 
-from backcast.errors import BackcastError, InvalidInput, UnknownId, VersionRequired
+from backcast.errors import BackcastError, InvalidInput, RateLimited, UnknownId, VersionRequired
 from backcast.versions import Entity, Key, Version
 from service.declarations import (
     batch_request,
@@ -33,14 +34,21 @@ from service.documents import (
     EmbeddingQuery,
 )
 from service.engine import Embeddings, Snapshot
+from service.gates import PLACE, Place
+from service.limits import VECTORS
+from service.metrics.notes import SERVED, Served
+from service.problems import describe
 from service.requests import (
+    CALLER,
     EXPECT_SNAPSHOT,
+    PAID,
     batch_reader,
     check_path,
     choose_format,
     choose_snapshot,
     find_reader,
     parse_query,
+    pay_for_one,
     read_id,
     read_query,
     recall_reader,
@@ -48,6 +56,8 @@ from service.requests import (
 from service.state import State, state_of
 from service.usage import UsageMeter
 from service.wire import Body, Format, Source, encode_batch, encode_one, negotiate
+
+logger = logging.getLogger(__name__)
 
 
 class _IdConvertor(PathConvertor):
@@ -60,16 +70,19 @@ register_url_convertor("id", _IdConvertor())
 router = APIRouter(tags=["embeddings"])
 
 PREFIX = "/embeddings/"
+ROUTE = f"{PREFIX}{{id}}"
+"""The template of the path of one vector, by which its requests are counted and recorded."""
+
 Headers = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer about one vector, as ASGI takes it."""
+class Answer(NamedTuple):
+    """An answer about one vector, as ASGI takes it, and what it is made of; None: of an error."""
 
     status: int
     headers: Headers
     content: bytes | memoryview
+    served: Served | None
 
 
 _ABOUT = {
@@ -98,7 +111,7 @@ _BATCH = {
     response_class=Response,
     responses={
         **many_vectors(BatchDocument, _BATCH),
-        **problem_responses(401, 403, 404, 406, 409, 410, 412, 413, 415, 422, 503),
+        **problem_responses(401, 403, 404, 406, 408, 409, 410, 412, 413, 415, 422, 429, 503),
     },
     openapi_extra=batch_request(),
 )
@@ -109,14 +122,17 @@ async def post_batch(request: Request) -> Response:
     of NaN (raw float32). Beside an Arrow stream of ids, version and entity stand in the query.
     """
     caller = await find_reader(request)
+    if caller is not None:
+        place: Place = request.scope[PLACE]
+        place.belong_to(caller.consumer)
     state = state_of(request)
     read = batch_reader(request, state.settings.max_batch)
     format = choose_format(request)
     snapshot = await choose_snapshot(request)
     # Even the reading of ten thousand ids would keep the event loop from everybody else.
     asked = partial(read, await request.body())
-    answer = partial(_answer_batch, asked, caller, snapshot, format, state.usage)
-    return await to_thread.run_sync(answer, limiter=state.batches)
+    answer = partial(_answer_batch, request.scope, asked, caller, snapshot, format, state)
+    return await to_thread.run_sync(answer, limiter=state.batches.at_work)
 
 
 @router.get(
@@ -125,13 +141,14 @@ async def post_batch(request: Request) -> Response:
     response_class=Response,
     responses={
         **one_vector(EmbeddingDocument, _ONE),
-        **problem_responses(401, 403, 404, 406, 409, 410, 412, 422, 503),
+        **problem_responses(401, 403, 404, 406, 409, 410, 412, 422, 429, 503),
     },
     openapi_extra=one_request(),
 )
 async def get_embedding(request: Request) -> Response:
     """Return the vector of one id, compatible with the version asked for."""
     caller = await find_reader(request)
+    await pay_for_one(request, caller)
     id, query = read_id(request), read_query(request, EmbeddingQuery)
     format = choose_format(request)
     snapshot = await choose_snapshot(request)
@@ -139,6 +156,7 @@ async def get_embedding(request: Request) -> Response:
     usage = state_of(request).usage
     make = partial(_answer_one, id, query, caller, snapshot, format, held, usage)
     answer = make() if snapshot.at_hand else await to_thread.run_sync(make)
+    request.scope[SERVED] = answer.served
     response = Response(answer.content, status_code=answer.status)
     response.raw_headers = answer.headers
     return response
@@ -160,16 +178,28 @@ def answer_at_once(scope: Scope) -> Answer | None:
     unusual = len(headers) < len(given) or EXPECT_SNAPSHOT.lower() in headers
     if snapshot is None or not snapshot.at_hand or unusual:
         return None
+    if state.draining.is_set():  # the long way says goodbye
+        return None
     try:
         id = check_path(scope["raw_path"], scope["path"].removeprefix(PREFIX))
-        caller = recall_reader(state, headers.get("authorization"))
+        caller = scope[CALLER] = recall_reader(state, headers.get("authorization"))
+        if state.limits.on:
+            if not state.limits.pay_at_once(caller):
+                return None
+            scope[PAID] = True
         query = cast("EmbeddingQuery", parse_query(scope["query_string"], EmbeddingQuery))
         format = negotiate(headers.get("accept", ""))
         if format is None:
             return None
         held = headers.get("if-none-match")
         return _answer_one(id, query, caller, snapshot, format, held, state.usage)
+    except RateLimited as error:  # often the same, and many: they are not to cost more than others
+        refusal = describe(Request(scope), error)
+        return Answer(refusal.status_code, refusal.raw_headers, bytes(refusal.body), None)
     except (BackcastError, RequestValidationError):
+        return None
+    except Exception as error:  # what is wrong there too is told there, as every error is
+        logger.warning("answering at once failed: %r", error)
         return None
 
 
@@ -205,17 +235,19 @@ def _vector_or_304(
     if etag.removeprefix("W/") in held:
         # It was made from everything that the answer depends on, and who holds it got it with a
         # vector: nothing needs to be looked up.
-        return Answer(304, said[1:], b"")
+        return Answer(304, said[1:], b"", Served(version.number, format))
     look = snapshot.with_drift if query.drift else snapshot.vectors
     rows = look(source.entity, [id], version.number)
     if not rows.found[0]:
         raise UnknownId(source.entity, id, snapshot.name)
     if "*" in held:  # any vector of this id, so there must be one
-        return Answer(304, said[1:], b"")
+        return Answer(304, said[1:], b"", Served(version.number, format))
+    started = perf_counter()
     body = encode_one(format, source, id, rows.vectors[0], rows.drift)
+    served = Served(version.number, format, 1, *rows.seconds, perf_counter() - started)
     assert not isinstance(body.content, Iterator)
     length = (b"content-length", b"%d" % len(body.content))
-    return Answer(200, [length, *said, *_shape(body), *_bound(rows)], body.content)
+    return Answer(200, [length, *said, *_shape(body), *_bound(rows)], body.content, served)
 
 
 def _bound(rows: Embeddings) -> Headers:
@@ -226,13 +258,16 @@ def _bound(rows: Embeddings) -> Headers:
 
 
 def _answer_batch(
+    scope: Scope,
     read: Callable[[], BatchRequest],
     caller: Key | None,
     snapshot: Snapshot,
     format: Format,
-    usage: UsageMeter,
+    state: State,
 ) -> Response:
     batch = read()
+    if state.limits.on:
+        from_thread.run(state.limits.pay, caller, VECTORS, len(batch.ids))
     if batch.drift and format is Format.RAW:
         raise InvalidInput(
             f"A batch in {Format.RAW} has no place for drift bounds; "
@@ -242,10 +277,14 @@ def _answer_batch(
     look = snapshot.with_drift if batch.drift else snapshot.vectors
     rows = look(batch.entity, batch.ids, version.number)
     source = _source(batch.entity, version, snapshot)
-    response = _respond(encode_batch(format, source, batch.ids, rows), source, version, format)
     found = int(rows.found.sum())
+    served = scope[SERVED] = Served(version.number, format, found, *rows.seconds)
+    started = perf_counter()
+    body = encode_batch(format, source, batch.ids, rows)
+    served.encoding = perf_counter() - started
+    response = _respond(body, source, version, format, served, state.writing)
     response.headers["Backcast-Missing"] = str(len(rows.found) - found)
-    usage.count(caller, version.number, found)
+    state.usage.count(caller, version.number, found)
     return response
 
 
@@ -261,9 +300,12 @@ def _source(entity: Entity, version: Version, snapshot: Snapshot) -> Source:
     return Source(entity, version.number, snapshot.live.version, snapshot.name, version.dim)
 
 
-def _respond(body: Body, source: Source, version: Version, format: Format) -> Response:
+def _respond(
+    body: Body, source: Source, version: Version, format: Format, served: Served, writing: Lock
+) -> Response:
     if isinstance(body.content, Iterator):
-        response: Response = StreamingResponse(_one_at_a_time(body.content))
+        pieces = _timed(body.content, served)
+        response: Response = StreamingResponse(_one_at_a_time(pieces, writing))
     else:
         response = Response(body.content)
     response.raw_headers += _said(source, version.deprecated_at, version.sunset_at, format)
@@ -307,12 +349,26 @@ def _ending_links(source: Source) -> str:
     return f'{about}, </versions/{source.live_version}>; rel="successor-version"; anchor="{page}"'
 
 
-async def _one_at_a_time(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    # On the event loop: whoever writes a piece of JSON keeps the interpreter from everybody,
-    # whatever the thread, and between two pieces everybody else has a turn.
-    for piece in pieces:
+def _timed(pieces: Iterator[bytes], served: Served) -> Iterator[bytes]:
+    while True:
+        started = perf_counter()
+        piece = next(pieces, None)
+        served.encoding += perf_counter() - started
+        if piece is None:
+            return
         yield piece
-        await checkpoint()
+
+
+async def _one_at_a_time(pieces: Iterator[bytes], writing: Lock) -> AsyncIterator[bytes]:
+    # On the event loop: whoever writes a piece of JSON keeps the interpreter from everybody,
+    # whatever the thread. Between two pieces, of one answer or of two, everybody else has a turn.
+    while True:
+        async with writing:
+            piece = next(pieces, None)
+            await checkpoint()
+        if piece is None:
+            return
+        yield piece
 
 
 def _etag(source: Source, id: str, format: Format, drift: bool) -> str:

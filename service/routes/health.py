@@ -3,7 +3,7 @@
 from anyio import fail_after, to_thread
 from fastapi import APIRouter, Request
 
-from backcast.errors import StoreError
+from backcast.errors import Draining, StoreError
 from service.declarations import problem_responses
 from service.documents import AliveDocument, ReadyDocument
 from service.state import state_of
@@ -21,8 +21,13 @@ async def live() -> AliveDocument:
 
 @router.get("/readyz", summary="Can vectors be served?", responses=problem_responses(503))
 async def ready(request: Request) -> ReadyDocument:
-    """Return what is served; 503 until a version is live and loaded here, and in the store."""
+    """Return what is served; 503 until a version is live and loaded here, and in the store.
+
+    503 `draining` from the moment on in which the replica is told to stop.
+    """
     state = state_of(request)
+    if state.draining.is_set():
+        raise Draining
     try:
         with fail_after(_PROBE_S):
             snapshot = await to_thread.run_sync(

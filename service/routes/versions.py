@@ -1,6 +1,5 @@
 """Versions: which exist, and which can be asked for."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from service.state import state_of
 router = APIRouter(tags=["versions"], dependencies=[Security(KEY), Depends(find_reader)])
 
 
-@router.get("/versions", summary="All versions", responses=problem_responses(401, 403, 503))
+@router.get("/versions", summary="All versions", responses=problem_responses(401, 403, 429, 503))
 async def list_versions(request: Request) -> VersionsDocument:
     """Return every version, oldest first, and what this replica serves.
 
@@ -42,7 +41,9 @@ async def list_versions(request: Request) -> VersionsDocument:
 
 
 @router.get(
-    "/versions/{j}", summary="One version", responses=problem_responses(401, 403, 404, 422, 503)
+    "/versions/{j}",
+    summary="One version",
+    responses=problem_responses(401, 403, 404, 422, 429, 503),
 )
 def get_version(
     request: Request,
@@ -80,7 +81,4 @@ def _drift(snapshot: Snapshot | None, version: int) -> Mapping[str, Any] | None:
 def _behaviour(snapshot: Snapshot, version: int) -> tuple[float, float | None]:
     if version == snapshot.live.version:
         return 1.0, 1.0
-    values = snapshot.maps[version].singular_values
-    largest, smallest = float(values[0]), float(values[-1])
-    condition = largest / smallest if smallest > 0 else math.inf
-    return largest, condition if math.isfinite(condition) else None
+    return snapshot.maps[version].behaviour

@@ -11,10 +11,18 @@ import pytest
 from sqlalchemy import insert, select
 
 from backcast.errors import UnknownSnapshot
-from backcast.registry import Erased, Registry, StateMoved, digest_of, open_registry, tables
+from backcast.registry import (
+    Erased,
+    Registry,
+    StateMoved,
+    Switch,
+    digest_of,
+    open_registry,
+    tables,
+)
 from backcast.registry.database import utc_now
 from backcast.settings import Settings
-from backcast.versions import DeltaDraft, DeltaKind, Entity, Live, SnapshotRecord
+from backcast.versions import DeltaDraft, DeltaKind, DiffDraft, Entity, Live, SnapshotRecord
 from tests.contracts.test_registry import add, add_snapshot, change, promote
 
 A, B, C = (digest_of(id) for id in "abc")
@@ -50,6 +58,14 @@ def heads(registry: Registry) -> dict[str, int]:
 def erase(registry: Registry, *digests: str, snapshots: tuple[str, ...] = ("s0", "s1")) -> Any:
     ends = {name: draft(f"end-{name}", DeltaKind.ERASE) for name in snapshots}
     return registry.erasures.append(ends, Entity.ITEM, digests, "ann")
+
+
+def figures(item: str) -> dict[str, Any]:
+    kinds = {
+        "item": {"most_changed": [{"id": item, "length": 1.5}, {"id": "c", "length": 1}]},
+        "user": {"most_changed": [{"id": "a", "length": 2.5}]},
+    }
+    return {"gain": 1.0, "entities": kinds, "ids": {"item": {"lost_ids": [item, "d"]}}}
 
 
 class TestDeltas:
@@ -186,13 +202,6 @@ class TestErasures:
         assert registry.snapshots.datasets() == ["shop", "tests"]
 
     def test_erased_ids_are_named_in_no_diff(self, registry: Registry) -> None:
-        def figures(item: str) -> dict[str, Any]:
-            kinds = {
-                "item": {"most_changed": [{"id": item, "length": 1.5}, {"id": "c", "length": 1}]},
-                "user": {"most_changed": [{"id": "a", "length": 2.5}]},
-            }
-            return {"gain": 1.0, "entities": kinds, "ids": {"item": {"lost_ids": [item, "d"]}}}
-
         about = {"version": 1, "snapshot": "s1", "baseline_snapshot": "s0", "created_at": utc_now()}
         rows = [{**about, "target": n, "figures": figures(id)} for n, id in enumerate("ab")]
         with registry._engine.begin() as connection:
@@ -201,6 +210,15 @@ class TestErasures:
         with registry._engine.begin() as connection:
             found = connection.scalars(select(tables.diffs.c.figures).order_by("target")).all()
         assert found == [figures("(erased)"), figures("b")]
+
+    def test_nor_in_one_that_was_measured_before(self, registry: Registry) -> None:
+        seen = live(registry)
+        erase(registry, A)
+        switch = Switch("refresh", seen, 1, "s1", "ann", diffs=[DiffDraft(0, figures("a"))])
+        registry.deployments.switch(replace(switch, seen=live(registry), head=1, compared=seen))
+        newest = registry.deployments.history()[0]
+        (row,) = registry.diffs.of(newest["id"])
+        assert row["figures"] == figures("(erased)")
 
     def test_erasures_beside_registrations_reach_all_of_them(self, registry: Registry) -> None:
         barrier = Barrier(4)

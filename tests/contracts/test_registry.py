@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, select
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy import Connection, Engine, Table, event, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
+from backcast.acts import Act, Actor, ActRecord, Outcome
 from backcast.errors import (
     Conflict,
     DimensionMismatch,
+    Forbidden,
     IdempotencyKeyReused,
     InvalidInput,
+    LastAdminKey,
     NothingPublished,
     OperationAbandoned,
     OperationRunning,
     PromotionConflict,
+    RegistryError,
     UnknownKey,
     UnknownOperation,
     UnknownSnapshot,
@@ -32,11 +36,12 @@ from backcast.registry import NumberTaken, OperationDraft, Registry, Switch
 from backcast.registry.database import utc_now
 from backcast.registry.keys import matches, split_secret
 from backcast.registry.schema import make_engine, upgrade
-from backcast.registry.tables import metadata, snapshots
+from backcast.registry.tables import api_keys, audit, audit_outcomes, metadata, snapshots
 from backcast.registry.versions import set_note, set_state
 from backcast.versions import (
     Claim,
     FileDigest,
+    KeyState,
     Live,
     Operation,
     OperationState,
@@ -50,8 +55,9 @@ from tests.support import draft
 
 T = TypeVar("T")
 
-DAY = timedelta(days=1)
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 NOON = datetime(2026, 3, 29, 12, 0, 0, 123456, UTC)
+LATER = datetime(2099, 3, 29, 12, 0, 0, 123456, UTC)
 FILES = {"transform.safetensors": FileDigest(12, "a" * 64), "direct": FileDigest(8, "b" * 64)}
 
 
@@ -497,13 +503,13 @@ class TestSnapshots:
 class TestKeys:
     def test_key_is_found_by_the_prefix_of_its_secret(self, registry: Registry) -> None:
         add(registry, 0)
-        key, secret = registry.keys.create("search", Scope.READ, pin=0, expires_at=NOON)
+        key, secret = registry.keys.create("search", Scope.READ, pin=0, expires_at=LATER)
         assert split_secret(secret) == key.prefix
         assert registry.keys.find(key.prefix) == key
         assert (key.consumer, key.scope, key.pin) == ("search", Scope.READ, 0)
-        assert (key.expires_at, key.revoked_at) == (NOON, None)
-        assert key.in_force(NOON - DAY)
-        assert not key.in_force(NOON)
+        assert (key.expires_at, key.revoked_at, key.successor) == (LATER, None, None)
+        assert key.in_force(LATER - DAY)
+        assert not key.in_force(LATER)
 
     def test_only_the_whole_secret_matches(self, registry: Registry) -> None:
         key, secret = registry.keys.create("search", Scope.READ)
@@ -569,10 +575,56 @@ class TestKeys:
         with pytest.raises(InvalidInput, match="1 to 128 characters"):
             registry.keys.create(name, Scope.READ)
 
-    def test_naive_expiry_is_refused(self, registry: Registry, engine: Engine) -> None:
-        with pytest.raises(StatementError, match="naive datetime"):
-            registry.keys.create("search", Scope.READ, expires_at=NOON.replace(tzinfo=None))
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "q\rINFO forged",
+            "q\x1b[31m",
+            "q\x9b31m",
+            "q\tr",
+            "q\0",
+            " q",
+            "q\n",
+            "q\u202er",
+            "q\udcff",
+        ],
+    )
+    def test_consumers_name_prints(self, registry: Registry, engine: Engine, name: str) -> None:
+        with pytest.raises(InvalidInput, match="a blank at an end, or a character that") as raised:
+            registry.keys.create(name, Scope.READ)
+        assert repr(name) in raised.value.message
+        assert contents(engine)["consumers"] == []
+        registry.keys.create("Größe 1 (ранг) 日本", Scope.READ)
+
+    @pytest.mark.parametrize("name", ["cli:root@host", " cli:root@host", "\rcli:root@host"])
+    def test_consumer_is_no_command(self, registry: Registry, name: str) -> None:
+        with pytest.raises(InvalidInput, match="begins not with cli:"):
+            registry.keys.create(name, Scope.READ)
+
+    @pytest.mark.parametrize(
+        ("expiry", "words"), [(LATER.replace(tzinfo=None), "has no zone"), (NOON, "is over")]
+    )
+    def test_expiry_is_to_come_and_has_a_zone(
+        self, registry: Registry, engine: Engine, expiry: datetime, words: str
+    ) -> None:
+        with pytest.raises(InvalidInput, match=words):
+            registry.keys.create("search", Scope.READ, expires_at=expiry)
         assert contents(engine)["consumers"] == contents(engine)["api_keys"] == []
+        key, _ = registry.keys.create("search", Scope.READ)
+        with pytest.raises(InvalidInput, match=words):
+            registry.keys.rotate(key.prefix, DAY, expires_at=expiry)
+        assert registry.keys.all() == [key]
+
+    def test_prefix_that_is_taken_is_not_given_again(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, secret = registry.keys.create("search", Scope.READ)
+        drawn = iter([first.prefix, first.prefix, "00c0ffee"])
+        monkeypatch.setattr("backcast.registry.keys.secrets.token_hex", lambda _: next(drawn))
+        other, other_secret = registry.keys.create("ads", Scope.ADMIN)
+        assert (other.prefix, split_secret(other_secret)) == ("00c0ffee", "00c0ffee")
+        assert registry.keys.find(first.prefix) == first
+        assert matches(first, secret)
 
     def test_first_keys_of_one_consumer_may_be_made_at_once(self, registry: Registry) -> None:
         for round in range(5):
@@ -580,6 +632,259 @@ class TestKeys:
             made = at_once(*[create] * 4)
             assert [m for m in made if isinstance(m, BaseException)] == []
         assert len(registry.keys.all()) == 20
+
+
+class TestRotation:
+    def test_successor_is_of_the_same_consumer_scope_and_pin(self, registry: Registry) -> None:
+        add_line(registry, {0: None})
+        old, old_secret = registry.keys.create("search", Scope.ADMIN, pin=0)
+        new, secret = registry.keys.rotate(old.prefix, DAY)
+        assert (new.consumer, new.scope, new.pin) == ("search", Scope.ADMIN, 0)
+        assert (new.expires_at, new.revoked_at, new.successor) == (None, None, None)
+        assert matches(new, secret)
+        assert not matches(new, old_secret)
+        kept = registry.keys.find(old.prefix)
+        assert kept is not None
+        assert kept.successor == new.prefix
+        assert kept.in_force(utc_now() + DAY - MINUTE)
+        assert not kept.in_force(utc_now() + DAY)
+
+    def test_without_an_overlap_the_old_key_is_revoked(self, registry: Registry) -> None:
+        old, _ = registry.keys.create("search", Scope.READ)
+        registry.keys.rotate(old.prefix, timedelta(0))
+        kept = registry.keys.find(old.prefix)
+        assert kept is not None
+        assert kept.state(NOON) is KeyState.REVOKED  # whatever the time is
+
+    def test_overlap_prolongs_no_key(self, registry: Registry) -> None:
+        soon = registry.now() + MINUTE
+        old, _ = registry.keys.create("search", Scope.READ, expires_at=soon)
+        registry.keys.rotate(old.prefix, DAY)
+        kept = registry.keys.find(old.prefix)
+        assert kept is not None
+        assert kept.expires_at == soon
+
+    def test_successor_lives_as_long_as_the_old_key_was_made_to(self, registry: Registry) -> None:
+        old, _ = registry.keys.create("search", Scope.READ, expires_at=registry.now() + DAY)
+        assert old.expires_at is not None
+        new, _ = registry.keys.rotate(old.prefix, MINUTE)
+        assert new.expires_at is not None
+        lifetimes = [key.expires_at - key.created_at for key in (old, new) if key.expires_at]
+        assert abs(lifetimes[1] - lifetimes[0]) < MINUTE
+        told, _ = registry.keys.rotate(new.prefix, MINUTE, expires_at=LATER)
+        assert told.expires_at == LATER
+
+    def test_successor_of_a_key_that_expires_on_the_last_day(self, registry: Registry) -> None:
+        last = datetime.max.replace(tzinfo=UTC)
+        old, _ = registry.keys.create("search", Scope.READ, expires_at=last)
+        for overlap in (DAY, timedelta(0)):
+            old, _ = registry.keys.rotate(old.prefix, overlap)
+            assert old.expires_at is not None
+            assert old.expires_at >= last
+        assert old in registry.keys.all()
+
+    def test_key_is_rotated_once(self, registry: Registry) -> None:
+        old, _ = registry.keys.create("search", Scope.READ)
+        rotate = partial(registry.keys.rotate, old.prefix, DAY)
+        made = at_once(*[rotate] * 4)
+        [new] = [found[0] for found in made if not isinstance(found, BaseException)]
+        refusals = [error for error in made if isinstance(error, BaseException)]
+        assert [type(error) for error in refusals] == [Conflict] * 3
+        assert f"was rotated to {new.prefix} before" in str(refusals[0])
+        assert [key.prefix for key in registry.keys.all()] == [old.prefix, new.prefix]
+
+    def test_only_a_key_in_force_is_rotated(self, registry: Registry, engine: Engine) -> None:
+        gone, _ = registry.keys.create("search", Scope.READ)
+        registry.keys.revoke(gone.prefix)
+        late, _ = registry.keys.create("search", Scope.READ)
+        with engine.begin() as connection:
+            mine = update(api_keys).where(api_keys.c.prefix == late.prefix)
+            connection.execute(mine.values(expires_at=NOON))
+        for key, word in ((gone, "revoked"), (late, "expired")):
+            with pytest.raises(Conflict, match=f"{key.prefix} is {word} and cannot be rotated"):
+                registry.keys.rotate(key.prefix, DAY)
+        with pytest.raises(UnknownKey):
+            registry.keys.rotate("00000000", DAY)
+        assert len(registry.keys.all()) == 2
+
+
+class TestLastAdmin:
+    def test_last_key_in_force_is_spared_where_that_is_asked_for(self, registry: Registry) -> None:
+        one, _ = registry.keys.create("platform", Scope.ADMIN)
+        other, _ = registry.keys.create("platform", Scope.ADMIN)
+        reader, _ = registry.keys.create("search", Scope.READ)
+        registry.keys.revoke(reader.prefix, spare_last_admin=True)
+        registry.keys.revoke(one.prefix, spare_last_admin=True)
+        with pytest.raises(LastAdminKey, match=other.prefix):
+            registry.keys.revoke(other.prefix, spare_last_admin=True)
+        registry.keys.revoke(one.prefix, spare_last_admin=True)  # it is already
+        assert registry.keys.revoke(other.prefix).revoked_at is not None
+
+    def test_two_that_revoke_each_other_leave_one(self, registry: Registry) -> None:
+        for _ in range(5):
+            made = [registry.keys.create("platform", Scope.ADMIN)[0] for _ in range(2)]
+            revoke = partial(registry.keys.revoke, spare_last_admin=True)
+            ended = at_once(*(partial(revoke, key.prefix) for key in made))
+            assert [type(e) for e in ended if isinstance(e, BaseException)] == [LastAdminKey]
+            for key in made:
+                registry.keys.revoke(key.prefix)
+
+
+ANN = Actor("ann", "1a2b3c4d")
+_PUT_AGAIN = (
+    "INSERT INTO {0} SELECT * FROM {0} WHERE 1 = 1 ON CONFLICT ({1}) DO UPDATE SET at = excluded.at"
+)
+
+
+def last_act(registry: Registry) -> ActRecord:
+    return registry.audit.recent(1)[0]
+
+
+class TestAudit:
+    def test_act_is_there_before_it_is_done_and_its_outcome_after(self, registry: Registry) -> None:
+        before = registry.now()
+        act = Act("retire", "version 3", "nobody needs it", {"force": True})
+        with registry.audit.recording(ANN, act) as recorded:
+            [begun] = registry.audit.recent(9)
+            recorded.found["consumers"] = 2
+        [done] = registry.audit.recent(9)
+        assert (begun.actor, begun.key, begun.act, begun.target, begun.reason) == (
+            *("ann", "1a2b3c4d", "retire", "version 3"),
+            "nobody needs it",
+        )
+        assert (begun.outcome, begun.code, begun.ended_at) == (None, None, None)
+        assert begun.details == {"force": True}
+        assert done.details == {"force": True, "consumers": 2}
+        assert (done.id, done.at, done.outcome, done.code) == (
+            *(begun.id, begun.at),
+            *(Outcome.SUCCEEDED, None),
+        )
+        assert done.ended_at is not None
+        assert before <= done.at <= done.ended_at <= registry.now()
+
+    @pytest.mark.parametrize(
+        ("error", "outcome", "code"),
+        [
+            (Conflict("no"), Outcome.REFUSED, "conflict"),
+            (UnknownVersion(3), Outcome.REFUSED, "unknown-version"),
+            (Forbidden("admin"), Outcome.REFUSED, "forbidden"),
+            (OperationAbandoned("killed"), Outcome.FAILED, "operation-abandoned"),
+            (RegistryError("away"), Outcome.FAILED, "registry-error"),
+            (ZeroDivisionError(), Outcome.FAILED, "unforeseen"),
+            (KeyboardInterrupt(), Outcome.FAILED, "interrupted"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_act_that_raises_says_how_it_ended(
+        self, registry: Registry, error: BaseException, outcome: Outcome, code: str
+    ) -> None:
+        with pytest.raises(type(error)), registry.audit.recording(ANN, Act("gc")):
+            raise error
+        found = last_act(registry)
+        assert (found.outcome, found.code) == (outcome, code)
+
+    def test_refusal_is_written_at_once(self, registry: Registry) -> None:
+        registry.audit.refuse(ANN, Act("promote", "version 3"), "forbidden")
+        found = last_act(registry)
+        assert (found.act, found.outcome, found.code) == ("promote", "refused", "forbidden")
+
+    def test_log_is_read_newest_first_page_by_page(self, registry: Registry) -> None:
+        for n in range(5):
+            registry.audit.refuse(ANN, Act("gc", f"{n}"), "conflict")
+        first = registry.audit.recent(2)
+        rest = registry.audit.recent(9, before=first[-1].id)
+        assert [act.target for act in [*first, *rest]] == ["4", "3", "2", "1", "0"]
+        since = rest[0].at
+        assert [act.target for act in registry.audit.recent(9, since=since)] == ["4", "3", "2"]
+
+    @pytest.mark.parametrize("log", [audit, audit_outcomes], ids=str)
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE {0} SET details = '[]'",
+            "DELETE FROM {0}",
+            _PUT_AGAIN,
+        ],
+    )
+    def test_nothing_that_is_written_can_be_changed(
+        self, registry: Registry, engine: Engine, log: Table, statement: str
+    ) -> None:
+        registry.audit.refuse(ANN, Act("gc"), "conflict")
+        before = contents(engine)
+        changed = text(statement.format(log, next(iter(log.primary_key)).name))
+        with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
+            connection.execute(changed)
+        assert contents(engine) == before
+
+    @pytest.mark.parametrize("log", [audit, audit_outcomes], ids=str)
+    def test_nothing_can_be_replaced_or_truncated(
+        self, registry: Registry, engine: Engine, log: Table
+    ) -> None:
+        registry.audit.refuse(ANN, Act("gc"), "conflict")
+        before = contents(engine)
+        whole = {
+            "sqlite": f"INSERT OR REPLACE INTO {log} SELECT * FROM {log}",
+            "postgresql": f"TRUNCATE {log} CASCADE",
+        }
+        with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
+            connection.execute(text(whole[engine.dialect.name]))
+        assert contents(engine) == before
+
+    def test_no_secret_and_nothing_unprintable_enters_it(
+        self, registry: Registry, engine: Engine
+    ) -> None:
+        _, secret = registry.keys.create("search", Scope.ADMIN)
+        random = secret.split("_", 2)[2]
+        act = Act(
+            "pin", f"consumer {secret}", f"see {secret}\0\x1b[2J", {"a": [{"b": f"x{secret}"}]}
+        )
+        with registry.audit.recording(Actor(f"{secret}\ud800"), act) as recorded:
+            recorded.found["c"] = secret
+        assert random not in repr(contents(engine))
+        found = last_act(registry)
+        marked = secret.removesuffix(random) + "…"
+        assert found.target == f"consumer {marked}"
+        assert found.reason == f"see {marked}\ufffd\ufffd[2J"
+
+    def test_long_text_is_cut(self, registry: Registry) -> None:
+        words = "reason " * 1000
+        registry.audit.refuse(Actor("x" * 300), Act("pin", words, words, {"a": words}), "conflict")
+        found = last_act(registry)
+        assert found.target is not None
+        assert found.reason is not None
+        lengths = (len(found.actor), len(found.target), len(found.reason), len(found.details["a"]))
+        assert lengths == (128, 256, 2000, 256)
+
+    def test_operation_tells_what_became_of_its_act(self, registry: Registry) -> None:
+        def succeed(claim: Claim) -> None:
+            registry.operations.succeed(claim, {"live_version": 3, "stored": None})
+
+        def fail(claim: Claim) -> None:
+            gates = [{"name": "maps", "passed": False}, {"name": "finite", "passed": True}]
+            registry.operations.fail(claim, Conflict("gates", gates=gates))
+
+        for end, outcome, code, told in (
+            (succeed, Outcome.SUCCEEDED, None, {"live_version": 3}),
+            (fail, Outcome.REFUSED, "conflict", {"failed_gates": ["maps"]}),
+        ):
+            with registry.audit.recording(ANN, Act("promote")) as recorded:
+                operation = begun(registry, act=recorded.id)
+            running = last_act(registry)
+            assert (running.outcome, running.operation) == (None, operation.id)
+            claim = registry.operations.take(registry.operations.get(operation.id), "another")
+            assert claim is not None
+            end(claim)
+            ended = last_act(registry)
+            assert (ended.id, ended.outcome, ended.code) == (recorded.id, outcome, code)
+            assert (ended.details, ended.operation) == (told, operation.id)
+
+    def test_owner_that_lost_its_operation_tells_nothing(self, registry: Registry) -> None:
+        act = registry.audit.begin(ANN, Act("promote"))
+        operation = begun(registry, act=act)
+        assert registry.operations.take(operation, "another") is not None
+        with pytest.raises(OperationAbandoned):
+            registry.operations.succeed(ours(operation), {})
+        assert last_act(registry).outcome is None
 
 
 def begun(registry: Registry, owner: str = "host:1", **options: Any) -> Operation:

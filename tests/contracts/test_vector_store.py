@@ -255,6 +255,7 @@ def test_refused_load_is_never_seen_and_can_be_done_right(
     with pytest.raises(error):
         store.load("s1", DIM, counts, refused())
     assert store.snapshots() == []
+    assert error in {KeyboardInterrupt, BackcastError} or store.remains() == []
     with pytest.raises(SnapshotNotLoaded):
         store.open("s1")
     load(store, "s1", {ITEM: table("ab")})
@@ -401,11 +402,22 @@ def test_killed_load_is_never_seen_and_can_be_done_again(
     load(store, "s0", some(0))
     assert exit_codes(load_and_die, (place,)) == [-signal.SIGKILL]
     assert store.snapshots() == ["s0"]
+    assert store.remains() == ["s1"]
     with pytest.raises(SnapshotNotLoaded):
         store.open("s1")
     rows = {ITEM: table(str(n) for n in range(5001))}
     load(store, "s1", rows)
+    assert store.remains() == []
     check_whole(store, "s1", rows)
+    check_whole(store, "s0", some(0))
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32], indirect=True)
+def test_what_a_killed_load_left_can_be_dropped(store: VectorStore, place: Settings) -> None:
+    load(store, "s0", some(0))
+    assert exit_codes(load_and_die, (place,)) == [-signal.SIGKILL]
+    store.drop("s1")
+    assert (store.snapshots(), store.remains()) == (["s0"], [])
     check_whole(store, "s0", some(0))
 
 
@@ -685,14 +697,15 @@ class TestRedis:
     ) -> None:
         vectors: NDArray[np.float32] = np.array([[1, -2.5, 0], [3, 4, 5e-40]], np.float32)
         store.load("v1-x", DIM, {ITEM: 2}, [VectorBatch(ITEM, ["a:b/é", "c"], vectors)])
-        assert {key: client.get(key) for key in client.scan_iter() if key != b"backcast:v1-x"} == {
+        beside = {b"backcast:", b"backcast:v1-x"}
+        assert {key: client.get(key) for key in client.scan_iter() if key not in beside} == {
             "backcast:v1-x:item:a:b/é".encode(): bytes.fromhex("0000803f000020c000000000"),
             b"backcast:v1-x:item:c": vectors[1].astype("<f4").tobytes(),
         }
 
     def test_size_is_that_of_keys_and_values(self, store: VectorStore, client: Redis) -> None:
         load(store, "s1", some())
-        keys = [key for key in client.scan_iter() if key != b"backcast:s1"]
+        keys = [key for key in client.scan_iter() if key not in {b"backcast:", b"backcast:s1"}]
         assert store.open("s1").size == sum(map(len, keys)) + len(keys) * DIM * 4
 
     def test_emptied_store_is_told_from_an_unknown_id(

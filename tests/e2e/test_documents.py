@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pytest
@@ -29,7 +30,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     guides = [b for name in ("data", "training", "benchmark") for b in blocks(f"docs/{name}.md")]
     guides += [Block("sh", "backcast publish 2\n"), *blocks("docs/http.md")]
     runnable = [b for b in [*quick_start, *guides] if b.language in {"sh", "python"}]
-    return _run(runnable, folder)
+    return run_blocks(runnable, folder)
 
 
 def test_quick_start_serves_version_0_before_and_after_a_promotion(printed: list[str]) -> None:
@@ -104,9 +105,14 @@ def _write_csv(folder: Path) -> None:
         (folder / f"{name}.csv.gz").write_bytes(gzip.compress(sink.getvalue().to_pybytes()))
 
 
-def _run(runnable: list[Block], folder: Path) -> list[str]:
+def run_blocks(
+    runnable: list[Block], folder: Path, places: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Run blocks as one script and return the lines printed; ``places`` stand for other URLs."""
     script = "set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\n" + "".join(map(as_shell, runnable))
     script = script.replace(". .venv/bin/activate\n", "").replace("8000", str(_free_port()))
+    for printed, real in places.items():
+        script = script.replace(printed, real)
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=folder,

@@ -471,6 +471,50 @@ class TestRefresh:
         kept = {id: found[id] for id in ("old", "a")}
         assert_same(held(home, second.id), {**newest, **kept, **rows, **late})
 
+    def test_vectors_begun_while_another_version_was_live_take_over_what_was_put_on_theirs(
+        self, home: Home
+    ) -> None:
+        first = put(home, ["first", "gone"], seed=1)
+        home.promote(2)
+        remove(home, ["gone"])
+        put(home, ["of another"], seed=2)
+        second = home.publish(1, seed=5)
+        assert (
+            second.base_snapshot == home.backcast.registry.deployments.history()[0]["from_snapshot"]
+        )
+        rollback(home.backcast, actor="ann", reason="worse")
+        late = put(home, ["late"], seed=3)
+        newest = dict(home.vectors[1][Entity.ITEM])
+        refresh(home.backcast, actor="ann")
+        assert live(home).snapshot == second.id
+        assert_same(held(home, second.id), {**newest, "first": first["first"], **late})
+
+    def test_what_is_deleted_while_vectors_are_computed_is_said(self, home: Home) -> None:
+        put(home, ["first"])
+        home.publish(1, seed=4)
+        refresh(home.backcast, actor="ann")
+        old = live(home).snapshot
+        home.promote(2)
+        backcast = home.backcast
+
+        def computed() -> Iterator[VectorBatch]:
+            yield from batches({Entity.ITEM: {"a": np.ones(home.dims[1], np.float32)}})
+            sweep(backcast, timedelta(0))
+
+        with pytest.raises(Conflict, match=rf"Snapshot {old}, whose upserts .* Publish again"):
+            publish(backcast.registry, backcast.artifacts, 1, computed(), {})
+        again = home.publish(1, seed=6)
+        assert again.base_snapshot is None
+
+    def test_what_was_put_goes_with_the_snapshot_that_it_was_put_on(self, home: Home) -> None:
+        put(home, ["first"])
+        home.promote(2)
+        sweep(home.backcast, timedelta(0))
+        again = home.publish(1, seed=5)
+        assert again.base_snapshot is None
+        published = read_ids(home.backcast.artifacts, again, Entity.ITEM)
+        assert all("first" not in ids for ids in published)
+
     def test_another_version_takes_nothing_over(self, home: Home) -> None:
         put(home, ["new"])
         home.promote(2)

@@ -31,6 +31,7 @@ from backcast.lifecycle.collecting import WEIGHTS
 from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.snapshots import write_snapshot
+from backcast.vectors import VectorBatch
 from backcast.versions import Claim, Entity, OperationState
 from tests.support import Home, batches, build_home, exit_codes, normal
 
@@ -76,9 +77,9 @@ def put(home: Home, *ids: str) -> None:
 
 def drift_of(home: Home, snapshot: str) -> str:
     """Return the name of a snapshot's drift bounds."""
-    name = home.backcast.registry.snapshots.drift_of(snapshot)
-    assert name is not None
-    return name
+    record = home.backcast.registry.drifts.of(snapshot)
+    assert record is not None
+    return record.id
 
 
 class TestSnapshots:
@@ -125,6 +126,16 @@ class TestSnapshots:
         assert record.file.split("/")[1] == folders(home, "deltas")[0]
 
 
+def load_and_die(settings: Settings, snapshot: str) -> None:
+    def fatal() -> Iterator[VectorBatch]:
+        ids = [f"{n}" for n in range(5000)]
+        yield from VectorBatch(Entity.ITEM, ids, np.ones((5000, 2), np.float32)).slices(500)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with open_backcast(settings) as backcast:
+        backcast.store.load(snapshot, 2, {Entity.ITEM: 5001}, fatal())
+
+
 class TestStored:
     """What the store holds and nobody can be served from."""
 
@@ -132,7 +143,7 @@ class TestStored:
         candidate = newest(home, 2)
         load_snapshot(home.backcast, candidate)
         size = home.backcast.store.open(candidate).size
-        reason = "loaded, and not live nor in its grace"
+        reason = "in the store, and not live nor in its grace"
         plan = plan_collection(home.backcast, HOUR)
         assert plan == [Doomed("stored", candidate, reason, size)]
         assert collect(home.backcast, HOUR, "ann") == plan
@@ -141,6 +152,37 @@ class TestStored:
         assert (operation.kind, operation.state) == ("collect", OperationState.SUCCEEDED)
         home.promote(2)
         home.check_served(2)
+
+    def test_what_a_killed_load_left_goes_and_stays_promotable(self, home: Home) -> None:
+        candidate = newest(home, 2)
+        assert exit_codes(load_and_die, (home.settings, candidate)) == [-signal.SIGKILL]
+        reason = "in the store, and not live nor in its grace"
+        plan = plan_collection(home.backcast, HOUR)
+        assert plan == [Doomed("stored", candidate, reason, None)]
+        assert collect(home.backcast, HOUR, "ann") == plan
+        assert home.backcast.store.remains() == []
+        home.promote(2)
+        home.check_served(2)
+
+    def test_half_a_snapshot_is_nobodys_while_an_operation_runs(self, home: Home) -> None:
+        candidate = newest(home, 2)
+        assert exit_codes(load_and_die, (home.settings, candidate)) == [-signal.SIGKILL]
+        operation = home.backcast.registry.operations.start(
+            OperationDraft("promote", {}, "ann", "host:1")
+        )
+        assert plan_collection(home.backcast, HOUR) == []
+        assert collect(home.backcast, HOUR, "ann") == []
+        home.backcast.registry.operations.succeed(Claim(operation.id, "host:1"), {})
+        assert names(collect(home.backcast, HOUR, "ann")) == [("stored", candidate)]
+
+    def test_what_a_killed_load_of_the_live_snapshot_left_stays(self, home: Home) -> None:
+        live = newest(home, 1)
+        home.backcast.store.drop(live)
+        assert exit_codes(load_and_die, (home.settings, live)) == [-signal.SIGKILL]
+        assert home.backcast.store.remains() == [live]
+        assert plan_collection(home.backcast, HOUR) == []
+        home.promote(1)  # again, which fills the store
+        home.check_served(1)
 
     def test_drift_bounds_that_no_row_names_go(self, home: Home) -> None:
         live = newest(home, 1)

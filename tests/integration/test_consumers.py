@@ -27,6 +27,7 @@ from tests.service_support import (
     assert_served,
     bearer,
     client_of,
+    expire,
     read_rows,
     secret_of,
     set_version,
@@ -329,7 +330,8 @@ class TestPins:
         registry.keys.create("ads", Scope.READ)
         gone, _ = registry.keys.create("ads", Scope.ADMIN)
         registry.keys.revoke(gone.prefix)
-        registry.keys.create("ads", Scope.READ, expires_at=utc_now() - WEEK)
+        late, _ = registry.keys.create("ads", Scope.READ)
+        expire(home, late.prefix, utc_now() - WEEK)
         registry.keys.create("search", Scope.READ, expires_at=utc_now() + WEEK)
         registry.usage.add(
             [

@@ -599,10 +599,14 @@ class TestSchema:
         data = synthetic(tmp_path / "data").folder
         downgrade(engine, "0001")
         try:
-            self.check_refused(home, "0001", "serve", "--port", "1")
-            self.check_refused(home, "0001", "promote", "1")
-            self.check_refused(home, "0001", "train", "--data", str(data), "--until", "0.5")
+            mend = "Run `backcast db upgrade`."
+            self.check_refused(home, "0001", mend, "serve", "--port", "1")
+            self.check_refused(home, "0001", mend, "promote", "1")
+            self.check_refused(home, "0001", mend, "train", "--data", str(data), "--until", "0.5")
             ended = backcast(home, "db", "upgrade")
+            assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+            assert ended.stderr.endswith(": backcast db upgrade --contract.\n")
+            ended = backcast(home, "db", "upgrade", "--contract")
             assert (ended.returncode, ended.stderr) == (0, "")
         finally:
             upgrade(engine)
@@ -614,22 +618,21 @@ class TestSchema:
     def test_newer_schema_is_left_alone(self, home: Home, engine: Engine) -> None:
         self.set_revision(engine, "9999")
         try:
-            self.check_refused(home, "9999", "serve", "--port", "1")
-            self.check_refused(home, "9999", "promote", "1")
-            ended = backcast(home, "db", "upgrade")
-            assert (ended.returncode, ended.stdout) == (1, "")
-            assert "9999" in ended.stderr
+            mend = "Install the release that made it."
+            self.check_refused(home, "9999", mend, "serve", "--port", "1")
+            self.check_refused(home, "9999", mend, "promote", "1")
+            self.check_refused(home, "9999", mend, "db", "upgrade")
         finally:
             self.set_revision(engine, SCHEMA_REVISION)
         home.check_served(0)
         check_books(home)
 
-    def check_refused(self, home: Home, found: str, *arguments: str) -> None:
+    def check_refused(self, home: Home, found: str, mend: str, *arguments: str) -> None:
         ended = backcast(home, *arguments)
         assert (ended.returncode, ended.stdout) == (1, "")
         assert ended.stderr == (
             f"error: The registry's schema is {found}, this release needs {SCHEMA_REVISION}. "
-            "Run `backcast db upgrade`, or install the release that made it.\n"
+            f"{mend}\n"
         )
 
     def set_revision(self, engine: Engine, revision: str) -> None:

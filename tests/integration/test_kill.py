@@ -129,8 +129,8 @@ def die_in_load(settings: Settings) -> None:
 
     with open_backcast(settings) as backcast:
         load = backcast.store.load
-        type(backcast.store).load = lambda _, snapshot, dim, counts, batches: load(  # type: ignore[assignment,method-assign,misc]
-            snapshot, dim, counts, cut_short(batches)
+        type(backcast.store).load = lambda _, snapshot, dim, counts, batches, precision: load(  # type: ignore[assignment,method-assign,misc]
+            snapshot, dim, counts, cut_short(batches), precision
         )
         promote(backcast, 1, actor="tests")
 

@@ -32,7 +32,7 @@ from backcast.errors import (
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import erase, promote, publish, retire, rollback, sweep, upsert
+from backcast.lifecycle import compact, erase, promote, publish, retire, rollback, sweep, upsert
 from backcast.registry import schema
 from backcast.versions import Entity
 from service.engine import Engine
@@ -81,6 +81,8 @@ class Model:
     states: dict[int, str] = field(default_factory=dict)
     snapshots: dict[str, ModelSnapshot] = field(default_factory=dict)
     latest: dict[int, str] = field(default_factory=dict)
+    lived: list[str] = field(default_factory=list)
+    puts: dict[int, dict[Id, tuple[int, Row]]] = field(default_factory=dict)
     live: str | None = None
     history: list[tuple[str, int, str | None]] = field(default_factory=list)
     erased: set[Id] = field(default_factory=set)
@@ -98,15 +100,33 @@ class Model:
         """Return a new snapshot: without the erased, with what was put and is not computed."""
         kept = {id: row for id, row in rows.items() if id not in self.erased}
         new = ModelSnapshot(version, self.tick(), kept)
-        if self.live is not None and self.now().version == version:
-            for id in self.now().put.keys() - rows.keys():
-                new.take(id, self.now())
+        last = self.last(version)
+        for id in last.put.keys() - rows.keys():
+            new.take(id, last)
         return new
+
+    def last(self, version: int) -> ModelSnapshot:
+        """Return what was live last of a version; nothing where that is deleted or never was."""
+        found = (self.snapshots[id] for id in reversed(self.lived))
+        nothing = ModelSnapshot(version, 0, {})
+        last = next((one for one in found if one.version == version), nothing)
+        return nothing if last.deleted else last
+
+    def kept_puts(self, version: int) -> dict[Id, tuple[int, Row]]:
+        """Return what was put last of each id on a version, while what was live of it is kept."""
+        return self.puts.get(version, {}) if self.last(version).rows else {}
+
+    def compact(self, snapshot: str) -> None:
+        now = self.now()
+        same = ModelSnapshot(now.version, self.tick(), dict(now.rows), dict(now.put))
+        self.snapshots[snapshot], self.latest[now.version] = same, snapshot
 
     def upsert(self, rows: dict[Id, Row]) -> None:
         now, moment = self.now(), self.tick()
         now.rows.update(rows)
         now.put.update(dict.fromkeys(rows, moment))
+        puts = self.puts.setdefault(now.version, {})
+        puts.update({id: (moment, row) for id, row in rows.items()})
         self.erased -= set(rows)
 
     def erase(self, ids: set[Id]) -> None:
@@ -114,6 +134,9 @@ class Model:
         for found in self.snapshots.values():
             for id in ids:
                 found.erase(id)
+        for puts in self.puts.values():
+            for id in ids:
+                puts.pop(id, None)
 
     def chain(self, version: int) -> list[int]:
         parent = self.parents[version]
@@ -142,10 +165,9 @@ class Model:
                 self.states[older] = "superseded"
         if before is not None:
             left = self.snapshots[before]
-            if left.version == after.version:
-                for id, moment in left.put.items():
-                    if moment > after.begun and after.put.get(id) != moment:
-                        after.take(id, left)
+            for id, (moment, row) in self.kept_puts(after.version).items():
+                if moment > after.begun:
+                    after.rows[id], after.put[id] = row, moment
             left.superseded = before != snapshot
             for off in set(self.chain(left.version)) - set(chain):
                 if self.states[off] in {"live", "superseded"}:
@@ -160,6 +182,7 @@ class Model:
         self.states[after.version] = "live"
         after.superseded = False
         self.live = snapshot
+        self.lived.append(snapshot)
 
 
 @cache
@@ -244,6 +267,21 @@ class Lifecycle(RuleBasedStateMachine):
         )
         if record is not None:
             self.model.publish(record.id, version, rows)
+
+    @precondition(lambda self: self.model.live is not None)
+    @rule()
+    def compact_live(self) -> None:
+        live = self.home.backcast.registry.deployments.live()
+        assert live is not None
+        now = self.model.now()
+        why_not: list[type[BackcastError]] = []
+        if live.delta == 0:
+            why_not = [Conflict]
+        elif not now.rows:
+            why_not = [InvalidInput]
+        record = self.act(lambda: compact(self.home.backcast), *why_not)
+        if record is not None:
+            self.model.compact(record.id)
 
     @rule(data=st.data())
     def promote_any(self, data: st.DataObject) -> None:

@@ -20,7 +20,14 @@ import migrations
 from backcast.errors import SchemaMismatch
 from backcast.lifecycle import upsert
 from backcast.registry import Registry, open_registry
-from backcast.registry.schema import downgrade, found_revision, make_engine, upgrade
+from backcast.registry.revisions import Revision
+from backcast.registry.schema import (
+    demand_current,
+    downgrade,
+    found_revision,
+    make_engine,
+    upgrade,
+)
 from backcast.registry.tables import SCHEMA_REVISION, metadata
 from backcast.settings import Settings
 from backcast.versions import Entity, Scope
@@ -111,13 +118,38 @@ def test_database_without_a_schema_is_refused(url: str) -> None:
         open_registry(Settings(database_url=url))
 
 
-@pytest.mark.parametrize("revision", ["0000", "9999"])
-def test_schema_of_another_release_is_refused(engine: Engine, url: str, revision: str) -> None:
+@pytest.mark.parametrize(
+    ("revision", "mend"),
+    [
+        ("0000", "Run `backcast db upgrade`"),
+        ("9999", "Install the release that made it"),
+        ("9999_for_9998", "Install the release that made it"),
+        ("another rule", "Install the release that made it"),
+    ],
+)
+def test_schema_of_another_release_is_refused(
+    engine: Engine, url: str, revision: str, mend: str
+) -> None:
     upgrade(engine)
     at_revision(engine, revision)
-    with pytest.raises(SchemaMismatch, match="Run `backcast db upgrade`, or install") as caught:
+    with pytest.raises(SchemaMismatch, match=mend) as caught:
         open_registry(Settings(database_url=url))
     assert caught.value.data == {"found": revision, "expected": SCHEMA_REVISION}
+
+
+def test_schema_that_a_newer_release_expanded_is_run_on_and_left_as_it_is(
+    engine: Engine, url: str
+) -> None:
+    upgrade(engine)
+    own = Revision.parse(SCHEMA_REVISION).number
+    expanded = f"{own + 1:04d}_for_{own:04d}"
+    at_revision(engine, expanded)
+    with open_registry(Settings(database_url=url)) as registry:
+        assert registry.versions.all() == []
+    upgrade(engine)
+    assert found_revision(engine) == expanded
+    with pytest.raises(SchemaMismatch, match="Install the release that made it"):
+        demand_current(engine)
 
 
 def test_new_home_gets_its_schema_on_the_spot(tmp_path: Path) -> None:

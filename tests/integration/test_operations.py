@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from sqlalchemy import event, update
 
+from backcast.acts import Act, Actor, ActRecord, Outcome
 from backcast.errors import (
     BackcastError,
     Conflict,
@@ -132,8 +133,8 @@ def die_in_load(backcast: Backcast) -> None:
             yield from batch.slices(3)
             die()
 
-    type(backcast.store).load = lambda _, snapshot, dim, counts, batches: load(  # type: ignore[assignment,method-assign,misc]
-        snapshot, dim, counts, cut_short(batches)
+    type(backcast.store).load = lambda _, snapshot, dim, counts, batches, precision: load(  # type: ignore[assignment,method-assign,misc]
+        snapshot, dim, counts, cut_short(batches), precision
     )
 
 
@@ -164,13 +165,23 @@ KILLS: dict[str, Callable[[Backcast], None]] = {
 """Where the process dies; only the last one has switched."""
 
 
+PROMOTING = Act("promote", "version 1")
+
+
+def act_of(home: Home) -> ActRecord:
+    """Return the only act in the audit log."""
+    [act] = home.backcast.registry.audit.recent(10)
+    return act
+
+
 def accept_and_die(settings: Settings, point: str) -> None:
     """Accept a promotion as a replica does, and die at a point of it."""
     with open_backcast(settings) as backcast:
         KILLS[point](backcast)
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
         with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
-            operator.start(Promote(1, 0), "ann", "morning")
+            with backcast.registry.audit.recording(Actor("ann", "1a2b3c4d"), PROMOTING) as recorded:
+                operator.start(Promote(1, 0), "ann", "morning", recorded.id)
             time.sleep(WAIT_S)
 
 
@@ -179,6 +190,7 @@ def test_promotion_of_a_dead_replica_is_carried_on_by_another(home: Home, point:
     assert exit_codes(accept_and_die, (home.settings, point)) == [-signal.SIGKILL]
     left = active(home)
     assert left.resumable
+    assert (act_of(home).outcome, act_of(home).operation) == (None, left.id)
     assert live_version(home) == (1 if point == "after-switch" else 0)
     home.check_served(live_version(home))
     with replica(home):
@@ -190,12 +202,15 @@ def test_promotion_of_a_dead_replica_is_carried_on_by_another(home: Home, point:
     home.check_served(1)
     assert history(home) == [("promote", 1, left.id), ("promote", 0, None)]
     assert home.backcast.registry.operations.active() is None
+    assert (act_of(home).outcome, act_of(home).key) == (Outcome.SUCCEEDED, "1a2b3c4d")
+    assert act_of(home).details["live_version"] == 1
 
 
 def command_and_die(settings: Settings, point: str) -> None:
     with open_backcast(settings) as backcast:
         KILLS[point](backcast)
-        run_order(backcast, Promote(1), "cli:ann", timeout=TIMEOUT)
+        with backcast.registry.audit.recording(Actor("cli:ann"), PROMOTING) as recorded:
+            run_order(backcast, Promote(1), "cli:ann", timeout=TIMEOUT, act=recorded.id)
 
 
 @pytest.mark.parametrize("point", KILLS)
@@ -206,8 +221,10 @@ def test_promotion_of_a_dead_command_is_ended_by_a_replica(home: Home, point: st
         done = ended(home, left.id)
     if point == "after-switch":
         assert (done.state, done.error) == (OperationState.SUCCEEDED, None)
+        assert act_of(home).outcome is Outcome.SUCCEEDED
         home.check_served(1)
         return
+    assert (act_of(home).outcome, act_of(home).code) == (Outcome.FAILED, "operation-abandoned")
     assert done.state is OperationState.FAILED
     assert done.error is not None
     assert done.error["code"] == "operation-abandoned"
@@ -347,6 +364,11 @@ def test_key_sent_again_finds_the_same_operation(home: Home) -> None:
 # --- owners that sleep ----------------------------------------------------------------------------
 
 
+def stop_here() -> None:
+    """Stop this process before this thread does any more: sent to the process, it would go on."""
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
 def accept_and_pause(settings: Settings, point: str) -> None:
     """Accept a promotion as a replica does; sleep at a step until somebody wakes this up."""
     with open_backcast(settings) as backcast:
@@ -361,13 +383,13 @@ def accept_and_pause(settings: Settings, point: str) -> None:
         def watched(claim: Claim, step: str, fraction: float) -> None:
             if step == point:
                 with beating:
-                    os.kill(os.getpid(), signal.SIGSTOP)
+                    stop_here()
             progress(claim, step, fraction)
 
         def late(claim: Claim, result: Any) -> None:
             if point == "end":
                 with beating:
-                    os.kill(os.getpid(), signal.SIGSTOP)
+                    stop_here()
             succeed(claim, result)
 
         operations.beat = beat_alone  # type: ignore[method-assign]
@@ -442,7 +464,7 @@ def accept_and_pause_in_switch(settings: Settings) -> None:
 
     def pause(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith("UPDATE live"):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stop_here()
 
     with open_backcast(settings) as backcast:
         event.listen(backcast.registry._engine, "after_cursor_execute", pause)

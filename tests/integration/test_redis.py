@@ -4,7 +4,7 @@ import logging
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,7 +17,15 @@ import pytest
 from redis import Redis
 from starlette.testclient import TestClient
 
-from backcast.errors import ConfigError, SnapshotNotLoaded, StoreError
+from backcast.errors import (
+    BackcastError,
+    ConfigError,
+    DimensionMismatch,
+    InvalidInput,
+    OperationAbandoned,
+    SnapshotNotLoaded,
+    StoreError,
+)
 from backcast.lifecycle import load_snapshot, promote
 from backcast.stores.redis import RedisStore
 from backcast.vectors import VectorBatch
@@ -103,6 +111,155 @@ class TestStore:
                 check_whole(store, "s1", 20_000)
                 check_whole(store, "s0")
                 store.close()
+
+    @pytest.mark.parametrize(
+        ("lost", "options"), [("flush", ()), ("restart", ()), ("restart", KEPT)]
+    )
+    def test_server_that_may_have_lost_keys_of_a_load_is_noticed(
+        self, lost: str, options: Sequence[str]
+    ) -> None:
+        with servers.own_redis() as plain, ExitStack() as stack:
+            server = plain.with_options(*options)
+            process = stack.enter_context(server.running())
+            store = RedisStore(server.url)
+
+            def emptied() -> Iterator[VectorBatch]:
+                pieces = vectors(20_000).slices(2000)
+                yield next(pieces)
+                with Redis.from_url(server.url) as other:
+                    while other.dbsize() < 2001:  # all that was sent is there
+                        time.sleep(0.01)
+                    if lost == "flush":
+                        other.flushall()
+                if lost == "restart":
+                    process.kill()
+                    process.wait()
+                    stack.enter_context(server.running())
+                yield from pieces
+
+            with pytest.raises(StoreError, match="restarted or emptied meanwhile"):
+                store.load("s1", 4, {Entity.ITEM: 20_000}, emptied())
+            assert store.snapshots() == []
+            with Redis.from_url(server.url) as other:
+                assert other.dbsize() == 0
+            load(store, "s1", 20_000)
+            check_whole(store, "s1", 20_000)
+            store.close()
+
+    @pytest.mark.parametrize("error", [OperationAbandoned("it was taken over"), InvalidInput("x")])
+    def test_load_that_fails_takes_nothing_from_one_that_was_done(
+        self, error: BackcastError
+    ) -> None:
+        with servers.own_redis() as server, server.running():
+            store, other = RedisStore(server.url), RedisStore(server.url)
+
+            def overtaken() -> Iterator[VectorBatch]:
+                pieces = vectors(1000).slices(250)
+                yield next(pieces)
+                load(other, "s1")
+                yield next(pieces)
+                raise error
+
+            with pytest.raises(type(error)):
+                store.load("s1", 4, {Entity.ITEM: 1000}, overtaken())
+            check_whole(other, "s1")
+            assert (other.snapshots(), other.remains()) == (["s1"], [])
+            for one in (store, other):
+                one.close()
+
+    @pytest.mark.parametrize("other", ["flush", "drop", "wrong"])
+    def test_load_that_cannot_be_whole_leaves_no_key(self, other: str) -> None:
+        with servers.own_redis() as server, server.running(), Redis.from_url(server.url) as client:
+            store, second = RedisStore(server.url), RedisStore(server.url)
+
+            def disturbed() -> Iterator[VectorBatch]:
+                pieces = vectors(5000).slices(1000)
+                yield next(pieces)
+                if other == "drop":
+                    second.drop("s1")
+                else:
+                    client.flushall()
+                if other == "wrong":
+                    yield VectorBatch(Entity.ITEM, ["i0"], np.zeros((1, 9), np.float32))
+                yield from pieces
+
+            with pytest.raises(DimensionMismatch if other == "wrong" else StoreError):
+                store.load("s1", 4, {Entity.ITEM: 5000}, disturbed())
+            assert client.dbsize() == 0
+            for one in (store, second):
+                one.close()
+
+    def test_load_in_the_middle_of_a_drop_is_whole_and_ends_that(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with servers.own_redis() as server, server.running():
+            store, other = RedisStore(server.url), RedisStore(server.url)
+            load(store, "s1", 5000)
+            pages = store._keys
+
+            def interrupted(snapshot: str) -> Iterator[list[bytes]]:
+                for number, keys in enumerate(pages(snapshot)):
+                    if number == 1:
+                        load(other, "s1", 5000)
+                    yield keys
+
+            monkeypatch.setattr(store, "_keys", interrupted)
+            store.drop("s1")
+            check_whole(other, "s1", 5000)
+            assert other.snapshots() == ["s1"]
+            for one in (store, other):
+                one.close()
+
+    def test_full_server_drops_and_holds_what_it_holds(self) -> None:
+        with servers.own_redis() as server, server.running(), Redis.from_url(server.url) as client:
+            store = RedisStore(server.url)
+            for snapshot in ("s1", "s2"):
+                load(store, snapshot)
+            client.config_set("maxmemory", 1_000_000)
+            load(store, "s1")  # which is there
+            with pytest.raises(StoreError, match="is full"):
+                load(store, "s3")
+            assert (store.snapshots(), store.remains()) == (["s1", "s2"], [])
+            store.drop("s1")
+            assert (store.snapshots(), store.remains()) == (["s2"], [])
+            assert not list(client.scan_iter("backcast:s1*"))
+            client.config_set("maxmemory", 0)
+            check_whole(store, "s2")
+            store.close()
+
+    def test_drop_goes_on_over_a_restart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with servers.own_redis() as plain, ExitStack() as stack:
+            server = plain.with_options(*KEPT)
+            process = stack.enter_context(server.running())
+            store = RedisStore(server.url)
+            load(store, "s1", 20_000)
+            pages, restarts = store._keys, iter([True])
+
+            def restarted(snapshot: str) -> Iterator[list[bytes]]:
+                for keys in pages(snapshot):
+                    if next(restarts, False):
+                        process.kill()
+                        process.wait()
+                        stack.enter_context(server.running())
+                        return  # as with a cursor that another server gave
+                    yield keys
+
+            monkeypatch.setattr(store, "_keys", restarted)
+            store.drop("s1")
+            with Redis.from_url(server.url) as client:
+                assert client.dbsize() == 0
+            store.close()
+
+    def test_names_are_not_looked_for_among_the_keys(self) -> None:
+        with servers.own_redis() as server, server.running(), Redis.from_url(server.url) as other:
+            store = RedisStore(server.url)
+            load(store, "s1")
+            other.config_resetstat()
+            assert (store.snapshots(), store.remains()) == (["s1"], [])
+            store.drop("unknown")
+            load(store, "s2")
+            assert "cmdstat_scan" not in other.info("commandstats")
+            store.close()
 
     @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
     def test_server_that_came_to_evict_is_noticed(self, policy: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ from tests.service_support import assert_served, bearer, client_of, read_rows, s
 from tests.support import Home, build_home
 
 LONG_S = 30
-AT_ONCE_S = 0.5  # far more than a read takes, far less than any wait for the registry
+WAITED_S = 1.0  # who waits for the registry waits that long, service.auth
+STORE_S = 10  # that the store's own connections wait for an answer
+STALLS = 2  # reads that a busy machine may have held up as long; who waits, waits again and again
+
+
+@pytest.fixture(autouse=True)
+def _servers_are_waited_for() -> None:
+    """As long as they are in a replica."""
 
 
 @pytest.fixture
@@ -77,17 +85,18 @@ def children_of(process: subprocess.Popen[bytes]) -> list[int]:
 AWAY = pytest.mark.parametrize("away", [refusing, hanging])
 
 
-def read(client: TestClient, home: Home, secret: str) -> None:
-    """Read one vector and a batch in every format, each at once and right."""
-    ids = home.ids(version=1)
+def read(client: TestClient, home: Home, secret: str) -> int:
+    """Read one vector and a batch in every format, each right; return how many were held up."""
+    ids, slow = home.ids(version=1), 0
     for format in Format:
         headers = {**bearer(secret), "Accept": format}
         started = time.monotonic()
         one = client.get(f"/embeddings/{ids[0]}?version=0", headers=headers)
         many = client.post("/embeddings/batch", json={"ids": ids, "version": 0}, headers=headers)
-        assert time.monotonic() - started < AT_ONCE_S
+        slow += time.monotonic() - started >= WAITED_S
         assert_served(read_rows(one), home, ids[:1], 0, live=1)
         assert_served(read_rows(many), home, ids, 0, live=1)
+    return slow
 
 
 def refused(response: Any, status: int, code: str) -> None:
@@ -113,25 +122,28 @@ def test_reads_go_on_and_everything_comes_back(
         read(client, home, known)
         read(client, home, admin)
         with away(server):
-            until = time.monotonic() + 8  # well beyond the time that a key is trusted for by itself
+            slow, until = 0, time.monotonic() + 8  # well beyond the time of trust in a key itself
             while time.monotonic() < until:
-                read(client, home, known)
+                slow += read(client, home, known)
                 time.sleep(0.05)
+            assert slow <= STALLS
             started = time.monotonic()
             refused(client.get("/embeddings/item 0?version=0", headers=bearer(stranger)), 503,
                     "registry-error")  # fmt: skip
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < postgres.STATEMENT_S / 2
             for method, path in (
                 ("GET", "/admin/deployments"),
                 ("GET", "/admin/usage"),
                 ("PUT", "/admin/consumers/x"),
                 ("POST", "/admin/versions/0/retire"),
+                ("POST", "/admin/keys"),
+                ("GET", "/admin/audit"),
             ):
                 started = time.monotonic()
                 response = client.request(method, path, headers=bearer(admin), json={})
                 refused(response, 503, "registry-error")
                 assert response.headers["Retry-After"] == "1"
-                assert time.monotonic() - started < 2
+                assert time.monotonic() - started < postgres.STATEMENT_S / 2
             assert client.get("/readyz").status_code == 200
             read(client, home, known)
         eventually(
@@ -150,12 +162,26 @@ def secret_prefix(secret: str) -> str:
 
 def test_keys_are_not_trusted_for_ever(home: Home, server: servers.Running) -> None:
     known = secret_of(home)
-    with client_of(home, key_cache_seconds=0.5, key_outage_seconds=2.0) as client:
+    with client_of(home, key_cache_seconds=0.5, key_outage_seconds=10.0) as client:
         read(client, home, known)
         with refusing(server):
             read(client, home, known)
             eventually(lambda: client.get("/versions", headers=bearer(known)).status_code == 503)
         eventually(lambda: client.get("/versions", headers=bearer(known)).status_code == 200)
+
+
+def test_expiry_counts_while_the_registry_is_away(home: Home, server: servers.Running) -> None:
+    soon = home.backcast.registry.now() + timedelta(seconds=10)
+    brief, lasting = secret_of(home, expires_at=soon), secret_of(home)
+    with client_of(home, key_cache_seconds=0.5) as client:
+        read(client, home, brief)
+        read(client, home, lasting)
+        with refusing(server):
+            eventually(lambda: client.get("/versions", headers=bearer(brief)).status_code != 200)
+            expired = client.get("/versions", headers=bearer(brief))
+            refused(expired, 401, "unauthorized")
+            assert "has expired" in expired.json()["detail"]
+            read(client, home, lasting)
 
 
 def test_service_starts_again_only_with_its_registry(home: Home, server: servers.Running) -> None:
@@ -208,7 +234,7 @@ class TestLimits:
             started = time.monotonic()
             with pytest.raises(RegistryError, match="does not answer"):
                 registry.deployments.live()
-            assert time.monotonic() - started < 2 + postgres.CONNECT_S
+            assert time.monotonic() - started < LONG_S
         assert registry.deployments.live() is None
 
     def test_transaction_on_a_server_that_hangs_in_the_middle(
@@ -277,7 +303,7 @@ class TestStoreIsLost:
                 started = time.monotonic()
                 refused(client.get("/readyz"), 503, "store-error")
                 assert client.get("/livez").status_code == 200
-                assert time.monotonic() - started < 3
+                assert time.monotonic() - started < STORE_S
             finally:
                 os.kill(process.pid, signal.SIGCONT)
             eventually(lambda: client.get("/readyz").status_code == 200)

@@ -59,7 +59,7 @@ def url(home: Home) -> Iterator[str]:
         yield served
 
 
-def environment(home: Home) -> dict[str, str]:
+def environment(home: Home, **variables: str) -> dict[str, str]:
     inherited = {name: v for name, v in os.environ.items() if not name.startswith("BACKCAST_")}
     return {
         **inherited,
@@ -67,18 +67,19 @@ def environment(home: Home) -> dict[str, str]:
         "BACKCAST_POLL_SECONDS": "0.05",
         "BACKCAST_MAX_BATCH": "8",
         "BACKCAST_GATE_CHANGE": "1e9",
+        **variables,
     }
 
 
 @contextmanager
-def serving(home: Home, *, workers: int) -> Iterator[str]:
+def serving(home: Home, *, workers: int, **variables: str) -> Iterator[str]:
     """Run ``backcast serve`` and yield its URL."""
     port = free_port()
-    log = Path(home.settings.home) / "service.log"
+    log = Path(home.settings.home) / f"service-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*SERVE, "--port", str(port), "--workers", str(workers)],
-            env=environment(home),
+            env=environment(home, **variables),
             stdout=output,
             stderr=output,
         )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from backcast.artifacts import Artifacts, dump_json, dump_tensors
 from backcast.errors import (
     ArtifactCorrupt,
+    ArtifactError,
     ArtifactMissing,
     ArtifactUnwritable,
     ConfigError,
@@ -25,6 +26,25 @@ from backcast.versions import FileDigest
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 TENSORS = dump_tensors({"weight": WEIGHT})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        ("memory://a/b", "memory://a/b/", True),
+        ("memory://a/b", "memory://a", True),
+        ("memory://a/b", "memory://a/bc", False),
+        ("/a/b", "/a", True),
+        ("/a/b", "/a/bc", False),
+        ("/a/b", "memory://a/b", False),
+        ("/", "/a", True),
+    ],
+)
+def test_places_overlap_where_one_lies_within_the_other(
+    one: str, other: str, overlap: bool
+) -> None:
+    places = Artifacts(one), Artifacts(other)
+    assert [places[0].overlaps(places[1]), places[1].overlaps(places[0])] == [overlap, overlap]
 
 
 def sha256(content: bytes) -> str:
@@ -257,3 +277,11 @@ def test_full_disk_is_said_whether_it_shows_at_once_or_at_the_end(
 def test_check_leaves_nothing_behind(artifacts: Artifacts, root: str) -> None:
     artifacts.check_writable()
     assert names(root) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", ".."])
+def test_no_name_leads_out(tmp_path: Path, name: str) -> None:
+    artifacts = Artifacts(str(tmp_path / "artifacts"))
+    (tmp_path / "x").write_text("secret")
+    with pytest.raises(ArtifactError, match="leads out"):
+        artifacts.read("", name, "0" * 64)

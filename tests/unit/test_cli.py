@@ -127,7 +127,8 @@ def test_the_documented_commands_are_there() -> None:
     documented = {
         *(("demo",), ("train",), ("publish",), ("promote",), ("versions",), ("serve",), ("get",)),
         *(("data", "synth"), ("data", "csv")),
-        *(("keys", "create"), ("keys", "revoke"), ("keys", "list")),
+        *(("keys", "create"), ("keys", "rotate"), ("keys", "revoke"), ("keys", "list")),
+        ("audit",),
         *(("deprecate",), ("retire",), ("pin",), ("consumers",), ("usage",)),
         *(("rollback",), ("refresh",), ("operations",), ("gc",), ("snapshots",)),
         *(("db", "upgrade"), ("db", "check"), ("db", "downgrade")),
@@ -159,7 +160,7 @@ def test_the_example_can_be_typed(path: tuple[str, ...]) -> None:
 def test_a_group_alone_lists_its_commands(shell: Shell, arguments: tuple[str, ...]) -> None:
     result = shell(*arguments)
     expected = {path[len(arguments)] for path in COMMANDS if path[: len(arguments)] == arguments}
-    shown = set(re.findall(r"^│ (\w+) ", result.output + result.log, flags=re.MULTILINE))
+    shown = set(re.findall(r"^│ ([\w-]+) ", result.output + result.log, flags=re.MULTILINE))
     assert expected <= shown
 
 
@@ -207,12 +208,17 @@ ERRORS = [
     (("rollback", "--dry-run"), {}, "Nothing is live, so there is nothing to roll back"),
     (("refresh",), {}, "Nothing is live, so nothing can be refreshed"),
     (("keys", "revoke", "1a2b3c4d"), {}, "No key has the prefix '1a2b3c4d'"),
+    (("keys", "rotate", "1a2b3c4d"), {}, "No key has the prefix '1a2b3c4d'"),
+    (("keys", "rotate", "1a2b3c4d", "--overlap", "long"), {}, "--overlap 'long' is no duration"),
+    (("audit", "--since", "then"), {}, "--since 'then' is no moment; write 2027-01-31 or"),
     (("keys", "create", "--consumer", "ranking", "--pin", "7"), {}, "Version 7 does not exist"),
     (("keys", "create", "--consumer", " "), {}, "A consumer's name has 1 to 128 characters"),
+    (("keys", "create", "--consumer", "q\x1b[31m"), {}, r"name 'q\x1b[31m' has a blank at an end"),
+    (("pin", "q\x1b[31m", "--clear"), {}, r"No consumer 'q\x1b[31m'"),
     (
-        ("keys", "create", "--consumer", "x", "--expires-in-days", "0"),
+        ("keys", "create", "--consumer", "x", "--expires", "2020-01-31"),
         {},
-        "--expires-in-days is more than 0",
+        "The expiry 2020-01-31T00:00:00+00:00 is over",
     ),
     (
         ("keys", "create", "--consumer", "(anonymous)"),
@@ -388,7 +394,7 @@ def test_training_and_publishing_for_a_person(shell: Shell) -> None:
 
 def metrics_in(result: Result) -> set[str]:
     """Return the names in the first column of the table that was printed."""
-    return set(re.findall(r"^│ (\w+) ", result.output, flags=re.MULTILINE))
+    return set(re.findall(r"^│ ([\w-]+) ", result.output, flags=re.MULTILINE))
 
 
 def test_a_dry_run_that_fails_says_which_gate_and_ends_with_1(published: Shell) -> None:
@@ -464,10 +470,10 @@ def test_a_promotion_tells_what_reduced_precision_cost(published: Shell) -> None
     reduced = {"BACKCAST_STORE_PRECISION": "bfloat16"}
     forced = ("--force", "--reason", "to see it", "--json")
     live = json.loads(published("promote", "2", *forced, **reduced).output)
-    assert (live["version"], live["stored"]["precision"]) == (2, "bfloat16")
+    assert (live["live_version"], live["stored"]["precision"]) == (2, "bfloat16")
     assert 0 < live["stored"]["mean_error"] <= live["stored"]["largest_error"] < 2**-8
     with open_backcast(Settings.load(home=published.home)) as backcast:
-        stored = backcast.store.open(live["snapshot"]).rounding
+        stored = backcast.store.open(live["snapshot"].removesuffix(".0")).rounding
     again = published("promote", "0", *forced[:-1])  # held since it was live, at float32
     assert again.output.endswith("\nStored as float32, nothing lost.\n")
     third = published("promote", "2", *forced[:-1])
@@ -504,7 +510,7 @@ def test_a_rollback_to_a_named_snapshot(published: Shell) -> None:
     snapshot = plan["snapshot"].partition(".")[0]
     arguments = ("--to-snapshot", snapshot, "--expected-live", "1", "--reason", "x", "--json")
     live = json.loads(published("rollback", *arguments).output)
-    assert (live["version"], live["snapshot"]) == (0, snapshot)
+    assert (live["live_version"], live["snapshot"]) == (0, f"{snapshot}.0")
 
 
 def test_operations_for_a_person_and_a_script(published: Shell) -> None:
@@ -560,7 +566,7 @@ def test_a_refresh_takes_up_the_newest_snapshot(published: Shell) -> None:
     plan = json.loads(published("refresh", "--dry-run", "--json").output)
     assert (plan["snapshot"], plan["passed"]) == (snapshot.id, True)
     live = json.loads(published("refresh", "--json").output)
-    assert (live["version"], live["snapshot"]) == (1, snapshot.id)
+    assert (live["live_version"], live["snapshot"]) == (1, f"{snapshot.id}.0")
 
 
 def test_the_collector_shows_what_it_would_delete(published: Shell) -> None:
@@ -719,7 +725,7 @@ def test_from_data_to_a_live_version(tmp_path: Path) -> None:
         assert registry.deployments.live() is None
 
     live = backcast.json("promote", "0")
-    assert (live["version"], live["snapshot"]) == (0, snapshot["id"])
+    assert (live["live_version"], live["snapshot"]) == (0, f"{snapshot['id']}.0")
     listed = backcast.json("versions")
     assert (listed["live_version"], listed["versions"][0]["state"]) == (0, "live")
 
@@ -730,6 +736,15 @@ def test_from_data_to_a_live_version(tmp_path: Path) -> None:
     assert (kept["prefix"], kept["consumer"], kept["pin"]) == (key["prefix"], "ranking", 0)
     assert kept["state"] == "revoked"
     assert key["key"] not in json.dumps(kept)
+    recorded = backcast.json("audit")
+    assert [(act["act"], act["target"], act["outcome"]) for act in reversed(recorded)] == [
+        ("train", None, "succeeded"),
+        ("publish", "version 0", "succeeded"),
+        ("promote", "version 0", "succeeded"),
+        ("create-key", "consumer ranking", "succeeded"),
+        ("revoke-key", f"key {key['prefix']}", "succeeded"),
+    ]
+    assert recorded[-1]["details"]["version"] == 0
 
 
 # --- without the applications, and without torch --------------------------------------------------

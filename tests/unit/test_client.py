@@ -164,6 +164,25 @@ class TestManyVectors:
         assert (result.version, result.live_version, result.dim) == (0, 1, 4)
         assert result.snapshot == f"{live.snapshot}.0"
 
+    @pytest.mark.parametrize("chunk", [3, 10_000])
+    def test_drift_bounds_are_those_of_the_service(
+        self, kind: Kind, home: Home, url: str, chunk: int
+    ) -> None:
+        ids, secret = [*ODD_IDS, "nobody"], secret_of(home)
+        asked = {"ids": ids, "version": 0, "drift": True}
+        told = httpx2.post(f"{url}/embeddings/batch", json=asked, headers=bearer(secret)).json()
+        bounds = [row.get("drift_bound") for row in told["embeddings"]]
+        assert max(bound or 0 for bound in bounds) > 0
+        assert bounds[-1] is None
+        with kind(url, secret) as client:
+            client._chunk = chunk
+            result = client.get_many(ids, 0, drift=True)
+            assert client.get_many(ids, 0).drift is None
+        assert result.drift.dtype == np.float32
+        assert result.drift.flags.writeable
+        wanted = np.array([np.nan if bound is None else bound for bound in bounds])
+        np.testing.assert_allclose(result.drift, wanted, rtol=1e-6)
+
     @given(ids=st.lists(ANY_ID | st.sampled_from(ODD_IDS), max_size=12))
     def test_order_duplicates_and_missing_are_kept(
         self, home: Home, client: Any, ids: list[str]
@@ -413,6 +432,62 @@ def problem(status: int, code: str, **data: Any) -> Response:
         **data,
     }
     return Response(orjson.dumps(document), status, media_type="application/problem+json")
+
+
+class TestRefusedForNow:
+    """A service that has too much to do says when to come again."""
+
+    @staticmethod
+    @contextmanager
+    def refusing(
+        kind: Kind, home: Home, times: int, status: int = 503, after: str | None = "0"
+    ) -> Iterator[tuple[Any, list[str]]]:
+        """Yield a client of a service that refuses so many requests first, and what it is sent."""
+        service, sent = create_app(home.settings), list[str]()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                sent.append(scope["path"])
+            if scope["type"] != "http" or len(sent) > times:
+                await service(scope, receive, send)
+                return
+            response = problem(status, "overloaded")
+            if after is not None:
+                response.headers["Retry-After"] = after
+            await response(scope, receive, send)
+
+        with running(app) as url, kind(url, secret_of(home)) as client:
+            yield client, sent
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_reads_come_again(self, kind: Kind, home: Home, status: int) -> None:
+        with self.refusing(kind, home, 3, status) as (client, sent):
+            assert client.get("007", 0).shape == (4,)
+            assert len(sent) == 4
+        with self.refusing(kind, home, 2, status) as (client, sent):
+            assert client.get_many(["007", "7"], 0).found.all()
+            assert len(sent) == 3
+
+    def test_not_for_ever(self, kind: Kind, home: Home) -> None:
+        with self.refusing(kind, home, 9) as (client, sent):
+            with pytest.raises(errors.Overloaded):
+                client.get("007", 0)
+            assert len(sent) == 4
+
+    @pytest.mark.parametrize("after", ["11", "Wed, 21 Oct 2099 07:28:00 GMT", "soon", None])
+    def test_not_when_that_takes_too_long_or_nobody_knows(
+        self, kind: Kind, home: Home, after: str | None
+    ) -> None:
+        with self.refusing(kind, home, 9, after=after) as (client, sent):
+            with pytest.raises(errors.Overloaded):
+                client.get("007", 0)
+            assert len(sent) == 1
+
+    def test_what_changes_something_is_sent_once(self, kind: Kind, home: Home) -> None:
+        with self.refusing(kind, home, 9) as (client, sent):
+            with pytest.raises(errors.Overloaded):
+                client.promote(1, 0)
+            assert len(sent) == 1
 
 
 class TestOtherServers:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backcast.diff import MOST_CHANGED, NAMED, Comparison, Diff, Route, behaviour
+from backcast.diff import MOST_CHANGED, NAMED, Comparison, Diff, Route
 from backcast.stores import Gathered, Rounding
-from backcast.transforms import AffineMap
+from backcast.transforms import AffineMap, behaviour
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity
 from tests.support import normal
@@ -197,7 +197,7 @@ def test_products_that_overflow_are_counted_and_left_out() -> None:
     ],
 )
 def test_gain_and_condition(weight: Any, gain: float, condition: float | None) -> None:
-    found = behaviour(AffineMap(weight))
+    found = behaviour(weight)
     assert found[0] == pytest.approx(gain)
     assert found[1] == (None if condition is None else pytest.approx(condition))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backcast.cli.output import print_table
+from backcast.cli.output import WIDTH_OF_FILES, note, print_table, say
 
 COLUMNS = ("operation", "done", "what became of it")
 ROWS = [
@@ -65,3 +65,21 @@ def test_an_id_that_begins_with_digits_is_no_number(capsys: pytest.CaptureFixtur
         "│ 07ee63d │        -0.5 │",
         "│ 1       │ 12.25 (5 %) │",
     ]
+
+
+@pytest.mark.parametrize("width", [100, 20])
+def test_nothing_that_is_printed_steers_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: width < WIDTH_OF_FILES)
+    monkeypatch.setenv("COLUMNS", f"{width}")
+    name = "q\rads \x1b[31m\x9b2J\n"
+    print_table(("consumer", "pin"), [(name, 1)], title=name)
+    say(name)
+    note(name)
+    output, log = capsys.readouterr()
+    shown = r"q\rads \x1b[31m\x9b2J\n"
+    assert re.sub(r"\x1b\[1m|\x1b\[0m", "", output).count(r"\x1b[31m") == 3
+    assert output.endswith(f"\n{shown}\n")
+    assert log == f"{shown}\n"
+    assert not re.search(r"\r|\x9b|\x1b\[31|q\n", output)

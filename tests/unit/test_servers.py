@@ -163,6 +163,14 @@ def test_named_redis_wins(local_redis: str) -> None:
         assert url == local_redis
 
 
+def test_every_worker_of_a_test_run_has_a_redis_database(local_redis: str) -> None:
+    first = {REDIS_VARIABLE: local_redis, "PYTEST_XDIST_WORKER": "gw0"}
+    third = {REDIS_VARIABLE: local_redis, "PYTEST_XDIST_WORKER": "gw2"}
+    with servers.redis(environ=first) as url, servers.redis(environ=third) as other:
+        server, _, number = local_redis.rpartition("/")
+        assert (url, other) == (local_redis, f"{server}/{int(number) + 2}")
+
+
 def test_default_redis_is_used_in_a_database_of_its_own(
     local_redis: str, redis_client: Redis
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from backcast.errors import ConfigError
-from backcast.settings import Settings, check_environment
+from backcast.settings import SECRETS, Settings, check_environment
 
 # field → (text of the variable, value read); none of them is a default
 SET: dict[str, tuple[str, Any]] = {
@@ -18,6 +18,19 @@ SET: dict[str, tuple[str, Any]] = {
     "store_precision": ("bfloat16", "bfloat16"),
     "device": ("cuda", "cuda"),
     "max_batch": ("77", 77),
+    "max_body": ("4096", 4096),
+    "max_connections": ("50", 50),
+    "batches_at_once": ("2", 2),
+    "batches_waiting": ("0", 0),
+    "batch_seconds": ("5", 5.0),
+    "body_seconds": ("2.5", 2.5),
+    "head_seconds": ("0.5", 0.5),
+    "keep_alive_seconds": ("5", 5),
+    "requests_per_second": ("100", 100),
+    "vectors_per_second": ("20000", 20_000),
+    "limits_url": ("redis://limits:6379/1", "redis://limits:6379/1"),
+    "drain_seconds": ("0", 0.0),
+    "shutdown_seconds": ("5", 5),
     "max_changed": ("500", 500),
     "reads": ("open", "open"),
     "grace_seconds": ("1.5", 1.5),
@@ -25,12 +38,16 @@ SET: dict[str, tuple[str, Any]] = {
     "key_cache_seconds": ("0", 0.0),
     "key_outage_seconds": ("60", 60.0),
     "usage_seconds": ("0.5", 0.5),
+    "metrics_folder": ("/run/backcast", Path("/run/backcast")),
     "retire_idle_days": ("30", 30.0),
     "operation_timeout": ("2.5", 2.5),
     "keep_models": ("fit", "fit"),
     "gate_coverage": ("0.75", 0.75),
     "gate_change": ("0.5", 0.5),
     "gate_metric": ("0.8", 0.8),
+    "log_format": ("json", "json"),
+    "access_log": ("on", "on"),
+    "traces": ("otlp", "otlp"),
     "url": ("https://vectors.example", "https://vectors.example"),
     "key": ("bc_0011_secret", SecretStr("bc_0011_secret")),
 }
@@ -105,6 +122,19 @@ def test_named_places_win_over_home() -> None:
     assert settings.vector_store_url == "embedded:/fast/disk"
 
 
+@pytest.mark.parametrize(
+    ("store", "limits", "shared"),
+    [
+        ("embedded:", "", ""),
+        ("redis://store:6379/0", "", "redis://store:6379/0"),
+        ("rediss://store:6379/0", "redis://limits:6379/0", "redis://limits:6379/0"),
+        ("embedded:", "redis://limits:6379/0", "redis://limits:6379/0"),
+    ],
+)
+def test_limits_are_shared_where_there_is_a_redis(store: str, limits: str, shared: str) -> None:
+    assert Settings.load(store_url=store, limits_url=limits).shared_limits_url == shared
+
+
 def test_key_is_not_shown() -> None:
     assert "s3cret" not in repr(Settings.load(key="s3cret"))
 
@@ -121,3 +151,58 @@ def test_misspelt_variable_is_refused_with_the_nearest(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="BACKCAST_DATABSE_URL is no setting") as caught:
         check_environment()
     assert caught.value.message.endswith("Did you mean BACKCAST_DATABASE_URL?")
+
+
+@pytest.mark.parametrize("field", SECRETS)
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_secret_is_read_from_the_file_that_is_named(
+    field: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, value = SET[field]
+    (tmp_path / "secret").write_bytes(f"{text}{ending}".encode())
+    monkeypatch.setenv(f"BACKCAST_{field.upper()}_FILE", str(tmp_path / "secret"))
+    check_environment()
+    assert getattr(Settings.load(), field) == value
+
+
+def test_override_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("postgresql+psycopg://db/registry")
+    monkeypatch.setenv("BACKCAST_DATABASE_URL_FILE", str(tmp_path / "secret"))
+    assert Settings.load(database_url="sqlite://").database_url == "sqlite://"
+
+
+def test_secret_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("redis://here")
+    monkeypatch.setenv("BACKCAST_STORE_URL_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("BACKCAST_STORE_URL", "redis://there")
+    with pytest.raises(ConfigError, match="BACKCAST_STORE_URL and BACKCAST_STORE_URL_FILE are"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file or directory."),
+        (b"", "holds nothing; it must hold one line, the value."),
+        (b"\n", "holds nothing; it must hold one line, the value."),
+        (b"s3cret\ns3cret\n", "holds several lines; it must hold one line, the value."),
+        (b"s3cret\xff", "cannot be read: not UTF-8."),
+    ],
+)
+def test_secret_file_without_a_secret_is_named_and_not_shown(
+    content: bytes | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("BACKCAST_KEY_FILE", str(path))
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    assert caught.value.message == f"BACKCAST_KEY_FILE={str(path)!r} {reason}"
+    assert caught.value.data == {"variable": "BACKCAST_KEY_FILE"}
+
+
+def test_only_secrets_are_read_from_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKCAST_DEVICE_FILE", "/run/secrets/device")
+    with pytest.raises(ConfigError, match="BACKCAST_DEVICE_FILE is no setting"):
+        check_environment()

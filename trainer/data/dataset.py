@@ -112,7 +112,7 @@ class Manifest:
                 f"{folder} is not a data set folder: {MANIFEST_FILE}: {error.strerror}. "
                 "Make one with `backcast data`."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path} does not describe a data set: {error}. Import the data again."
             ) from error
@@ -544,12 +544,15 @@ def _read_parquet(path: Path, checksum: str) -> pa.Table:
                 f"{path} is not the file that {MANIFEST_FILE} describes: its SHA-256 differs. "
                 "Import the data again."
             )
-        return pq.read_table(path)
+        table = pq.read_table(path)
+        table.validate(full=True)  # that text is UTF-8, for one
+        str(table.column_names)  # and that names are
+        return table
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}. Import the data again."
+            f"{path} cannot be read: {error.strerror or 'it is damaged'}. Import the data again."
         ) from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not readable Parquet. Import the data again.") from error
 
 

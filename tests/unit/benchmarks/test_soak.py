@@ -1,10 +1,16 @@
 """The soak's checker finds what it is there to find, and accuses nobody of what is right."""
 
+import time
+from threading import Event, Thread
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from backcast.versions import Entity
+from benchmarks.soak_acts import Watcher
 from benchmarks.soak_checker import (
     Answer,
     Fault,
@@ -15,6 +21,8 @@ from benchmarks.soak_checker import (
     judge_problem,
 )
 from benchmarks.soak_ledger import Id, Ledger, Row, Span
+from benchmarks.soak_readers import Field
+from benchmarks.soak_replicas import Replica
 from benchmarks.soak_tally import Absences, Tally
 from benchmarks.soak_world import make_models
 
@@ -240,3 +248,60 @@ def test_tally_is_clean_until_somebody_is_accused() -> None:
     tally.accuse([Finding(Fault.TORN, "two in one")])
     assert not tally.clean
     assert tally.examples == ["torn: two in one"]
+
+
+class Serving:
+    """A replica that serves one state until some time, and another from then on."""
+
+    def __init__(self, name: str, after: float, *, stalled: bool = False) -> None:
+        self.name, self._until, self._stalled = name, time.monotonic() + after, stalled
+
+    def serves(self) -> str:
+        if self._stalled:
+            time.sleep(1.0)
+        return f"{OLD}.0" if time.monotonic() < self._until else f"{NEW}.0"
+
+
+def test_a_replica_is_timed_from_the_switch_on_whatever_the_others_do() -> None:
+    tally, stopping = Tally(), Event()
+    world = SimpleNamespace(live=SimpleNamespace(generation=1, snapshot=OLD, seen_at=0.0))
+    field = SimpleNamespace(
+        world=world, tally=tally, stopping=stopping, absences=Absences(settle_s=0)
+    )
+    replicas = [Serving("quick", 0.2), Serving("late", 0.6), Serving("stalled", 0.0, stalled=True)]
+    watchers = [Watcher(cast("Field", field), cast("Replica", one)) for one in replicas]
+    threads = [Thread(target=watcher.run) for watcher in watchers]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    assert tally.converged == []  # what was live when the watch began is followed already
+    world.live = SimpleNamespace(generation=2, snapshot=NEW, seen_at=time.monotonic())
+    while min(watcher.followed for watcher in watchers) < 2:
+        time.sleep(0.01)
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    quick, late, stalled = sorted(tally.converged)
+    assert quick < 0.4 < late < 0.9 < stalled
+    assert tally.clean
+
+
+def test_a_replica_that_was_disturbed_is_not_timed_and_one_that_was_overtaken_is() -> None:
+    tally, absences = Tally(), Absences(settle_s=0)
+    ago = time.monotonic() - 5
+    world = SimpleNamespace(live=SimpleNamespace(generation=1, snapshot=OLD, seen_at=ago))
+    field = SimpleNamespace(world=world, tally=tally, absences=absences, stopping=Event())
+    watcher = Watcher(cast("Field", field), cast("Replica", Serving("slow", 1000)))
+    thread = Thread(target=watcher.run)
+    thread.start()
+    for generation in (2, 3):
+        time.sleep(0.1)
+        world.live = SimpleNamespace(generation=generation, snapshot=NEW, seen_at=ago)
+    time.sleep(0.1)
+    with absences.of("slow"):
+        time.sleep(0.1)
+        assert watcher.followed == 3
+    field.stopping.set()
+    thread.join()
+    [overtaken] = tally.converged
+    assert 5 < overtaken < 6

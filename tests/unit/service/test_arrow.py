@@ -1,5 +1,6 @@
 """Ids out of Arrow: every spelling of text is read, and nothing is unpacked that is too much."""
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backcast.errors import BatchTooLarge
-from service.arrow import UnreadableIds, read_ids
+from service.arrow import UnreadableIds, read_ids, read_vectors
 from tests.service_support import ODD_IDS, arrow_ids
 
 TEXT = [pa.string(), pa.large_string(), pa.string_view()]
@@ -133,3 +134,91 @@ def test_damaged_stream_is_refused_or_read(data: Any, dictionary: bool) -> None:
     except (UnreadableIds, BatchTooLarge):
         return
     assert all(isinstance(id, str) for id in ids)
+
+
+def without_compression_field(content: bytes) -> bytes:
+    """Return a stream whose compressed batches do not say that they are."""
+    changed = bytearray(content)
+    for message in pa.ipc.MessageReader.open_stream(content):
+        metadata = message.metadata.to_pybytes()
+        table = struct.unpack_from("<I", metadata)[0]
+        if message.type != "record batch":
+            continue
+        header = _place(metadata, table, 2)
+        header += struct.unpack_from("<I", metadata, header)[0]
+        slot = header - struct.unpack_from("<i", metadata, header)[0] + 4 + 2 * 3
+        at = content.index(metadata) + slot
+        changed[at : at + 2] = bytes(2)
+    return bytes(changed)
+
+
+def _place(metadata: bytes, table: int, slot: int) -> int:
+    vtable = table - int(struct.unpack_from("<i", metadata, table)[0])
+    return table + int(struct.unpack_from("<H", metadata, vtable + 4 + 2 * slot)[0])
+
+
+def test_compression_is_not_hidden_in_an_older_format() -> None:
+    """Arrow 0.17 named it in the message's own metadata, where nobody else looks."""
+    schema = pa.schema([("id", pa.string())])
+    v4 = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4, compression="zstd")
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=v4) as stream:
+        batch = pa.record_batch([pa.array(["a" * 100_000])], schema=schema)
+        stream.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    content = without_compression_field(sink.getvalue().to_pybytes())
+    with pa.ipc.open_stream(content) as stream:
+        assert stream.read_all()["id"].to_pylist() == ["a" * 100_000]  # Arrow does look
+    with pytest.raises(UnreadableIds, match=r"before 1\.0"):
+        read_ids(content, 1_000)
+
+
+def test_dictionaries_that_grow_are_refused() -> None:
+    columns = [pa.array(["a", "b", "c"][:n]).dictionary_encode() for n in (2, 3)]
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    with pytest.raises(UnreadableIds, match="grows"):
+        read_ids(arrow_ids(*columns, options=options), 10)
+    assert read_ids(arrow_ids(*columns), 10) == ["a", "b", "a", "b", "c"]  # written anew
+
+
+def test_a_large_dictionary_of_many_batches_is_not_looked_at_again_and_again() -> None:
+    column = pa.DictionaryArray.from_arrays([0], pa.array(["a" * (1 << 20)]))
+    with pytest.raises(UnreadableIds, match="share a dictionary"):
+        read_ids(arrow_ids(*[column] * 65), 10_000)
+
+
+def test_more_messages_than_ids_need() -> None:
+    with pytest.raises(UnreadableIds, match="more than 3 messages"):
+        read_ids(arrow_ids(*[pa.array([], pa.string())] * 3), 1)
+
+
+def test_metadata_without_end() -> None:
+    schema = pa.schema([("id", pa.string())], metadata={"a": "b" * (1 << 20)})
+    with pytest.raises(UnreadableIds, match="bytes of metadata"):
+        read_ids(arrow_ids(schema=schema), 10)
+
+
+def test_what_is_refused_is_not_quoted_whole() -> None:
+    schema = pa.schema([(f"{'n' * 100} {n}", pa.string()) for n in range(1_000)])
+    with pytest.raises(UnreadableIds, match=r"^the columns are .{100}…, not") as raised:
+        read_ids(arrow_ids(schema=schema), 10)
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("more", [1, 15, 17])
+def test_views_with_bytes_behind_them(more: int) -> None:
+    column = pa.array(["a", "b"], pa.string_view())
+    views = pa.py_buffer(column.buffers()[1].to_pybytes() + bytes(more))
+    assert read_ids(arrow_ids(pa.Array.from_buffers(column.type, 2, [None, views])), 2) == [
+        "a",
+        "b",
+    ]
+
+
+def test_vectors_of_no_length() -> None:
+    ids, rows = pa.array(["a"]), pa.array([[]], pa.list_(pa.float32(), 0))
+    schema = pa.schema([("id", ids.type), ("vector", rows.type)])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_batch(pa.record_batch([ids, rows], schema=schema))
+    with pytest.raises(UnreadableIds, match="column vector is of type fixed_size_list"):
+        read_vectors(sink.getvalue().to_pybytes(), 1)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from backcast.versions import Entity, Scope
+from service import changes, requests
 from service.wire import Format
 from tests.service_support import (
     assert_served,
@@ -267,6 +269,54 @@ def test_vectors_of_another_version_are_refused(client: TestClient) -> None:
     response = client.put(URL, json=document)
     assert code_of(response) == (409, "promotion-conflict")
     assert response.json()["current_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("PUT", b'{"ids":["a"],"vectors":[[' + b"1," * 600_000 + b"1]]}"),
+        ("PUT", b'{"ids":["a"],"vectors":[' + b"[]," * 400_000 + b"[]]}"),
+        ("PUT", b'{"ids":[' + b'"",' * 400_000 + b'""],"vectors":[]}'),
+        ("PUT", b'{"ids":["a"],"vectors":' + b"[" * 90_000),
+        ("PUT", b'{"ids":["a"],"vectors":' + b'{"":' * 30_000),
+        ("DELETE", b'{"ids":[' + b'"",' * 400_000 + b'""]}'),
+    ],
+    ids=["numbers", "vectors", "ids", "lists in lists", "objects in objects", "ids to erase"],
+)
+def test_body_of_more_values_than_a_batch_has_is_not_read(
+    client: TestClient, method: str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "read_body", None)
+    response = client.request(method, URL, content=body, headers={"Content-Type": Format.JSON})
+    assert code_of(response) == (413, "content-too-large")
+    assert "send several batches" in response.json()["detail"]
+
+
+def test_version_that_just_came_may_have_longer_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = iter([4])  # as long as the replica has not heard of version 1
+    monkeypatch.setattr(changes, "_widest", lambda _engine: next(known, 256))
+    with (
+        build_home(tmp_path, dims=(4, 256), live=1, max_batch=9) as home,
+        client_of(home) as client,
+    ):
+        document = {"ids": [f"n{n}" for n in range(9)], "vectors": [[0.5] * 256] * 9}
+        body = orjson.dumps(document) + b" " * (64 << 10)
+        response = client.put(URL, content=body, headers={"Content-Type": Format.JSON})
+        assert response.status_code == 200, response.text
+        assert next(known, None) is None
+
+
+def test_large_body_with_as_many_values_as_a_batch_has_is_read(
+    home: Home, client: TestClient
+) -> None:
+    vectors = normal(np.random.default_rng(3), 6, home.dims[2])
+    document = {"ids": [f"new {n}" for n in range(6)], "vectors": vectors.tolist()}
+    body = orjson.dumps(document) + b" " * (2 << 20)
+    response = client.put(URL, content=body, headers={"Content-Type": Format.JSON})
+    assert response.status_code == 200, response.text
+    assert response.json()["upserted"] == 6
 
 
 def test_nothing_is_live(tmp_path: Path) -> None:

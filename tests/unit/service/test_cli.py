@@ -1,18 +1,18 @@
 """``backcast serve`` refuses in one line what would end every worker with a traceback."""
 
 import socket
-import subprocess
-import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
 from backcast.errors import ConfigError, SchemaMismatch, StoreError
 from backcast.registry import open_registry
 from backcast.settings import Settings
 from backcast.versions import Scope
+from service import supervisor
 from service.cli import app, check
 from tests.servers import free_port
 
@@ -62,6 +62,26 @@ def test_other_hosts_are_let_in_by_key_only(tmp_path: Path, host: str) -> None:
         check(chosen, host, port)
 
 
+def test_every_address_of_a_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        assert host == "this-host"
+        return [(socket.AF_INET, 1, 6, "", (at, port)) for at in ("127.0.0.1", "192.0.2.7")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with pytest.raises(ConfigError, match="--host this-host can be reached"):
+        check(settings(tmp_path), "this-host", free_port())
+
+
+def test_key_that_has_expired_lets_nobody_in(tmp_path: Path) -> None:
+    chosen, port = settings(tmp_path), free_port()
+    with open_registry(chosen) as registry:
+        soon = registry.now() + timedelta(seconds=0.3)
+        registry.keys.create("ranking", Scope.READ, expires_at=soon)
+        time.sleep(0.3)
+    with pytest.raises(ConfigError, match="no key is in force"):
+        check(chosen, "0.0.0.0", port)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_host_needs_no_key(tmp_path: Path, host: str) -> None:
     check(settings(tmp_path), host, free_port())
@@ -71,7 +91,7 @@ def test_server_is_started_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
     monkeypatch.setenv("BACKCAST_HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else the command would set it for good
-    monkeypatch.setattr(uvicorn, "run", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr(supervisor, "run", lambda *args, **options: calls.append((args, options)))
     port = free_port()
     result = CliRunner().invoke(app, ["serve", "--port", str(port), "--workers", "3"])
     assert result.exit_code == 0, result.output
@@ -90,18 +110,3 @@ def test_help_has_an_example() -> None:
     result = CliRunner().invoke(app, ["serve", "--help"])
     assert result.exit_code == 0
     assert "backcast serve --port 8000 --workers 4" in result.output
-
-
-def test_logging_is_one_line_a_record_on_standard_error() -> None:
-    program = (
-        "import logging, logging.config; from service.cli import logging_config;"
-        "logging.config.dictConfig(logging_config());"
-        "logging.getLogger('service.poller').warning('trouble %d', 7)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert ended.stdout == ""
-    assert ended.stderr.count("\n") == 1
-    assert "WARNING" in ended.stderr
-    assert "service.poller: trouble 7" in ended.stderr

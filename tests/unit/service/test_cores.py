@@ -52,12 +52,12 @@ def test_torch_and_its_workers_hear_of_it(
     tmp_path: Path, workers: int, said: str | None, threads: int
 ) -> None:
     program = (
-        "import os, subprocess, sys, uvicorn\n"
+        "import os, subprocess, sys, service.supervisor\n"
         "count = 'import torch; print(torch.get_num_threads(), flush=True)'\n"
         "def run(*_, **__):\n"
         "    exec(count)\n"
         "    subprocess.run([sys.executable, '-c', count], check=True)\n"
-        "uvicorn.run = run\n"
+        "service.supervisor.run = run\n"
         "from backcast.cli import main; main()"
     )
     environ = {**os.environ, "BACKCAST_HOME": str(tmp_path), "OMP_NUM_THREADS": said or ""}

@@ -168,7 +168,7 @@ def test_composed_weights_are_the_product(home: Home) -> None:
     assert set(maps) == {0, 1}
     assert maps[0].weight.dtype == torch.float32
     assert np.array_equal(maps[0].weight.numpy(), product.astype(np.float32))
-    assert maps[0].singular_values[0] == pytest.approx(gain(home, 0, 2), rel=1e-6)
+    assert maps[0].behaviour[0] == pytest.approx(gain(home, 0, 2), rel=1e-6)
 
 
 @pytest.fixture

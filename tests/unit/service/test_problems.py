@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from fastapi import FastAPI, Query
@@ -47,6 +48,9 @@ def test_every_error_has_a_status(cls: type[BackcastError]) -> None:
         (errors.SnapshotNotLoaded, 503),
         (errors.RegistryError, 503),
         (errors.NotReady, 503),
+        (errors.Draining, 503),
+        (errors.Overloaded, 503),
+        (errors.RateLimited, 429),
         (BackcastError, 500),
     ],
     ids=lambda value: getattr(value, "__name__", value),
@@ -101,6 +105,11 @@ def test_data_cannot_pass_itself_off_as_a_standard_member() -> None:
         (errors.NotReady("no"), "retry-after", "1"),
         (errors.StoreError("no"), "retry-after", "1"),
         (errors.RegistryError("no"), "retry-after", "1"),
+        (errors.Overloaded("no"), "retry-after", "1"),
+        (errors.Draining(), "retry-after", "1"),
+        (errors.RateLimited("a", "vectors", 500, 5, 3), "retry-after", "3"),
+        (errors.RateLimited("a", "vectors", 500, 5, 3), "ratelimit", '"vectors";r=0;t=3'),
+        (errors.RateLimited("a", "vectors", 500, 5, 3), "ratelimit-policy", '"vectors";q=500;w=5'),
     ],
     ids=lambda value: str(value),
 )
@@ -150,3 +159,24 @@ def test_unforeseen_error_reaches_the_server_which_logs_it() -> None:
 
     with TestClient(app) as client, pytest.raises(RuntimeError, match="unforeseen"):
         client.get("/")
+
+
+SECRET = "bc_0011aabb_Zm9vYmFyYmF6cXV4-_Zm9vYmFyYmF6cXV4"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        (f"/keys/{SECRET}/revoke", "/keys/bc_0011aabb_%E2%80%A6/revoke"),
+        (f"/keys/{SECRET.replace('_', '%5F')}", "/keys/bc_0011aabb_%E2%80%A6"),
+        (f"/keys/{SECRET.replace('Y', '%59')}/a%20b", "/keys/bc_0011aabb_%E2%80%A6/a%20b"),
+        ("/keys/a%20b:@", "/keys/a%20b:@"),
+    ],
+)
+def test_key_in_a_path_is_not_repeated(path: str, shown: str) -> None:
+    response = answer(errors.Conflict("never"), path)
+    document = response.json()
+    assert (document["status"], document["instance"]) == (404, shown)
+    assert document["detail"] == f"GET {unquote(shown)}: Not Found"
+    assert "Zm9v" not in response.text
+    assert "mFyYm" not in response.text

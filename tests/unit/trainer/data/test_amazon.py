@@ -497,7 +497,7 @@ def test_a_line_without_end_is_not_held(
     assert counts(tmp_path)["malformed_items"] == 1
 
 
-@pytest.mark.parametrize("text", [b"", b"\n \n", b"nonsense\n", gzip.compress(b"")])
+@pytest.mark.parametrize("text", [b"", b"\n \n", b"nonsense\n", gzip.compress(b"", mtime=0)])
 def test_a_file_without_a_line_of_use_is_refused(tmp_path: Path, text: bytes) -> None:
     expected = "has no line that can be used; expected one record a line."
     assert refusal(tmp_path, text, skip_malformed=True) == f"reviews.json {expected}"

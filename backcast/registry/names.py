@@ -1,0 +1,79 @@
+"""Ids in the registry: diffs name those that changed most, came or went, until they are erased."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from backcast.registry import tables
+from backcast.versions import Entity
+
+UNNAMED = "(erased)"
+"""What stands in a diff in the place of an erased id."""
+
+Figures = Mapping[str, Any]
+_BY_KIND = ("entities", "ids")  # of a diff's figures
+
+
+def digest_of(id: str) -> str:
+    """Return the digest by which an id is on the list of the erased."""
+    return hashlib.sha256(id.encode()).hexdigest()
+
+
+def unname_everywhere(connection: Connection, entity: Entity, digests: AbstractSet[str]) -> None:
+    """Take erased ids out of all diffs, within the caller's transaction."""
+    diffs = tables.diffs.c
+    for id, figures in connection.execute(select(diffs.id, diffs.figures)).all():
+        unnamed = _without(figures, entity, digests)
+        if unnamed != figures:
+            connection.execute(update(tables.diffs).where(diffs.id == id).values(figures=unnamed))
+
+
+def unnamed(connection: Connection, drafts: Sequence[Figures]) -> list[dict[str, Any]]:
+    """Return the figures of new diffs without ids that were erased while they were measured."""
+    found = [dict(figures) for figures in drafts]
+    listed = tables.erasures.c
+    for entity in Entity:
+        named = {digest_of(id) for figures in found for id in _named(figures, entity)}
+        wanted = (listed.entity == entity) & listed.sha256.in_(named)
+        erased = frozenset(connection.scalars(select(listed.sha256).where(wanted)))
+        found = [_without(figures, entity, erased) for figures in found]
+    return found
+
+
+def _named(figures: Figures, entity: Entity) -> Iterator[str]:
+    for about in _BY_KIND:
+        yield from _texts(figures.get(about, {}).get(entity))
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping):
+        for found in node.values():
+            yield from _texts(found)
+    elif isinstance(node, Sequence):
+        for found in node:
+            yield from _texts(found)
+
+
+def _without(figures: Figures, entity: Entity, digests: AbstractSet[str]) -> dict[str, Any]:
+    return {
+        about: {
+            kind: _replaced(found, digests) if kind == entity else found
+            for kind, found in by_kind.items()
+        }
+        if about in _BY_KIND
+        else by_kind
+        for about, by_kind in figures.items()
+    }
+
+
+def _replaced(node: Any, digests: AbstractSet[str]) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _replaced(found, digests) for name, found in node.items()}
+    if isinstance(node, str):
+        return UNNAMED if digest_of(node) in digests else node
+    return [_replaced(found, digests) for found in node] if isinstance(node, Sequence) else node

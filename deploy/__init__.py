@@ -1,0 +1,1 @@
+"""What runs beside the service: Prometheus, its alerts, and the dashboard."""

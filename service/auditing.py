@@ -1,0 +1,77 @@
+"""Acts of administrators over HTTP, as the audit log is told of them."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from anyio import to_thread
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from backcast.acts import Act, Actor
+from backcast.errors import Forbidden, InvalidInput
+from backcast.registry.audit import Recorded
+from backcast.versions import Key
+from service.problems import code_of
+from service.state import state_of
+
+ACTS: Mapping[str, str] = {
+    "promote_version": "promote",
+    "refresh_version": "refresh",
+    "roll_back": "rollback",
+    "put_embeddings": "upsert",
+    "delete_embeddings": "erase",
+    "deprecate_version": "deprecate",
+    "withdraw_version_deprecation": "withdraw-deprecation",
+    "retire_version": "retire",
+    "pin_consumer": "pin",
+    "create_key": "create-key",
+    "rotate_key": "rotate-key",
+    "revoke_key": "revoke-key",
+}
+"""The act that each endpoint is for; endpoints that only look are not here."""
+
+_RECORDED = "backcast.recorded"
+_FORBIDDEN_S = 60.0
+_TARGETS = {"k": "version", "j": "version", "name": "consumer", "prefix": "key"}
+
+UNSOUND = (Forbidden, InvalidInput, RequestValidationError, HTTPException)
+"""What ends a request before its act is begun: it is not allowed, or it is none."""
+
+
+@contextmanager
+def recorded(request: Request, caller: Key, act: Act) -> Iterator[Recorded]:
+    """Record an act of ``caller`` before the block, and after it what became of it."""
+    request.scope[_RECORDED] = True
+    audit = state_of(request).backcast.registry.audit
+    with audit.recording(Actor(caller.consumer, caller.prefix), act) as found:
+        yield found
+
+
+async def record_refusal(request: Request, caller: Key, endpoint: str, error: Exception) -> None:
+    """Record that a request for an act was refused before it was begun; nothing, if it was.
+
+    Who may not act at all is recorded once a minute for each act, lest the log be filled.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    if endpoint not in ACTS or _RECORDED in request.scope:
+        return
+    state = state_of(request)
+    tried, now = (caller.prefix, endpoint), time.monotonic()
+    forbidden = isinstance(error, Forbidden)
+    if forbidden and now - state.forbidden.get(tried, -_FORBIDDEN_S) < _FORBIDDEN_S:
+        return
+    audit = state.backcast.registry.audit
+    act = Act(ACTS[endpoint], _target(request.path_params))
+    actor = Actor(caller.consumer, caller.prefix)
+    await to_thread.run_sync(audit.refuse, actor, act, code_of(error))
+    if forbidden:  # only now: what the registry could not take is to be told the next time
+        state.forbidden[tried] = now
+
+
+def _target(params: Mapping[str, str]) -> str | None:
+    named = [f"{what} {params[name]}" for name, what in _TARGETS.items() if name in params]
+    return named[0] if named else None

@@ -1,0 +1,1 @@
+"""What the service counts and says about itself, for Prometheus."""

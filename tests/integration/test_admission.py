@@ -1,0 +1,373 @@
+"""Too much at once, too large, too slow: refused as it should be, while others are served."""
+
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import orjson
+import pytest
+from starlette.types import Receive, Send
+from starlette.types import Scope as ASGIScope
+
+from backcast.versions import Scope
+from service import requests
+from service.app import create_app
+from service.metrics import families
+from service.protocol import LONGEST_HEAD, Protocol
+from service.state import State
+from service.wire import Format
+from tests.service_support import bearer, running, secret_of
+from tests.support import Home, build_home
+
+PATIENCE_S = 20
+SINGLE = "/embeddings/item 0?version=0"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with build_home(tmp_path_factory.mktemp("home"), (16, 16), live=1) as built:
+        yield built
+
+
+class Served:
+    """A service with Backcast's connections, its state, and an admin's client."""
+
+    def __init__(self, url: str, headers: dict[str, str], states: dict[str, Any]) -> None:
+        self.url, self._headers, self._states = url, headers, states
+        self.http = httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE_S)
+
+    @property
+    def state(self) -> State:
+        found: State = self._states["service"]
+        return found
+
+    @contextmanager
+    def connected(self, sent: bytes = b"", **options: int) -> Iterator[socket.socket]:
+        parts = urlsplit(self.url)
+        with socket.socket() as client:
+            client.settimeout(PATIENCE_S)
+            for name, value in options.items():
+                client.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+            client.connect((parts.hostname, parts.port))
+            client.sendall(sent)
+            yield client
+
+    def head(
+        self,
+        path: str = "/embeddings/batch",
+        length: int = 10,
+        method: str = "POST",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> bytes:
+        """Return a request's head, which announces a body."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in {**self._headers, **headers}.items()]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def holding(self, inside: int) -> None:
+        """Wait until so many batches are inside."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.state.batches.inside != inside:
+            assert time.monotonic() < deadline, self.state.batches.inside
+            time.sleep(0.01)
+
+
+@contextmanager
+def serving(home: Home, **settings: Any) -> Iterator[Served]:
+    states: dict[str, Any] = {}
+    service = create_app(home.settings.model_copy(update=settings))
+
+    async def app(scope: ASGIScope, receive: Receive, send: Send) -> None:
+        states.update(scope.get("state", {}))
+        await service(scope, receive, send)
+
+    options = {"http": Protocol, "timeout_keep_alive": 60}
+    headers = bearer(secret_of(home, Scope.ADMIN))
+    with running(app, **options) as url:
+        served = Served(url, headers, states)
+        with served.http as http:
+            http.get("/livez")
+            yield served
+
+
+def answer_of(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read an answer to the end, or what there is of it."""
+    whole = b""
+    while b"\r\n\r\n" not in whole:
+        piece = client.recv(65_536)
+        assert piece, whole
+        whole += piece
+    head, _, body = whole.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    while len(body) < int(headers["content-length"]):
+        body += client.recv(65_536)
+    return int(first.split()[1]), headers, body
+
+
+def assert_problem(client: socket.socket, status: int, code: str) -> dict[str, str]:
+    found, headers, body = answer_of(client)
+    assert (found, headers["content-type"]) == (status, "application/problem+json")
+    assert orjson.loads(body)["type"] == f"urn:backcast:problem:{code}"
+    if status in {429, 503}:
+        assert int(headers["retry-after"]) >= 1
+    return headers
+
+
+def is_closed(client: socket.socket) -> bool:
+    with suppress(ConnectionResetError):
+        return client.recv(1) == b""
+    return True
+
+
+# --- batches at once ------------------------------------------------------------------------------
+
+
+def test_batches_beyond_those_that_may_wait_are_refused_unread(home: Home) -> None:
+    other = bearer(secret_of(home))
+    with (
+        serving(home, batches_at_once=1, batches_waiting=3) as served,
+        served.connected(served.head()) as first,
+        served.connected(served.head()),
+        served.connected(served.head(headers=other)),
+        served.connected(served.head(headers=other)),
+    ):
+        served.holding(4)
+        with served.connected(served.head(length=50_000_000)) as third:
+            assert_problem(third, 503, "overloaded")
+        refused = families.REQUESTS.key("/embeddings/batch", "POST", "503", "none", "none")
+        assert served.state.meter.counts()[refused] == [1]
+        assert served.http.get(SINGLE).status_code == 200
+        assert served.http.delete("/admin/embeddings").status_code == 422  # has a gate of its own
+        assert served.state.shed == {"batches": 1}
+        first.close()
+        served.holding(3)
+        body = {"ids": ["item 0"], "version": 0}
+        assert served.http.post("/embeddings/batch", json=body).status_code == 200
+
+
+def test_one_consumer_leaves_half_of_the_places_to_others(home: Home) -> None:
+    slow = bearer(secret_of(home))
+    batch = {"ids": ["item 0"], "version": 0}
+    with ExitStack() as stack:
+        settings = {"batches_at_once": 1, "batches_waiting": 3, "key_cache_seconds": 60}
+        served = stack.enter_context(serving(home, **settings))
+        url = f"{served.url}/embeddings/batch"
+        assert httpx2.post(url, json=batch, headers=slow).status_code == 200  # the key is known now
+        first, _ = (
+            stack.enter_context(served.connected(served.head(headers=slow))) for _ in range(2)
+        )
+        served.holding(2)
+        with served.connected(served.head(headers=slow)) as third:
+            assert_problem(third, 503, "overloaded")
+        served.holding(2)
+        assert served.http.post("/embeddings/batch", json=batch).status_code == 200
+        first.close()
+        served.holding(1)
+        assert httpx2.post(url, json=batch, headers=slow).status_code == 200
+
+
+def test_batch_that_is_not_answered_in_time_is_refused(home: Home) -> None:
+    with (
+        serving(home, batch_seconds=0.2) as served,
+        served.connected(served.head()) as client,
+    ):
+        assert_problem(client, 503, "overloaded")
+        served.holding(0)
+        assert served.state.shed == {"slow batches": 1}
+
+
+@pytest.mark.parametrize(("format", "count"), [(Format.JSON, 100_000), (Format.RAW, 400_000)])
+def test_answer_that_nobody_takes_is_cut_off(home: Home, format: Format, count: int) -> None:
+    ids = ["item 0"] * count  # 35 MB of JSON or 26 of float32, more than sockets hold
+    body = orjson.dumps({"ids": ids, "version": 0})
+    with serving(home, batch_seconds=5.0, head_seconds=0.2, max_batch=count) as served:
+        request = served.head(length=len(body), headers={"Accept": format}) + body
+        with served.connected(request, SO_RCVBUF=4096) as client:
+            served.holding(1)
+            served.holding(0)
+            assert served.state.shed == {"slow batches": 1}
+            received, piece = 0, b"first"
+            with suppress(ConnectionResetError):
+                while piece:
+                    piece = client.recv(1 << 20)
+                    received += len(piece)
+            assert 0 < received < 20_000_000
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+def test_body_that_is_too_long_is_refused_when_it_is_announced(home: Home) -> None:
+    with serving(home, max_body=1000) as served:
+        for length, path, method in (
+            (1001, "/embeddings/batch", "POST"),
+            (1001, "/admin/embeddings", "PUT"),
+            (1001, "/admin/embeddings", "DELETE"),
+            ((64 << 10) + 1, "/admin/rollback", "POST"),
+        ):
+            with served.connected(served.head(path, length, method)) as client:
+                assert_problem(client, 413, "content-too-large")
+        served.holding(0)
+
+
+def test_body_that_does_not_come_is_not_waited_for(home: Home) -> None:
+    with serving(home, body_seconds=0.2) as served:
+        for path, method in (("/embeddings/batch", "POST"), ("/admin/rollback", "POST")):
+            with served.connected(served.head(path, 10, method) + b"{") as client:
+                assert_problem(client, 408, "request-timeout")
+                assert is_closed(client)
+        served.holding(0)
+
+
+def test_client_that_goes_away_is_no_error_of_the_service(
+    home: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(home) as served:
+        monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+        for rest in (b"{", b"x" * 100):
+            head = served.head(length=100).replace(
+                b"Content-Length: 100", b"Transfer-Encoding: chunked"
+            )
+            for begun in (served.head(length=200) + rest, head + b"1\r\n{\r\nnonsense\r\n"):
+                with served.connected(begun):
+                    pass
+        gone = families.REQUESTS.key("/embeddings/batch", "POST", "499", "none", "none")
+        deadline = time.monotonic() + PATIENCE_S
+        while served.state.meter.counts().get(gone) != [4]:
+            assert time.monotonic() < deadline, served.state.meter.counts()
+            time.sleep(0.01)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ids":[' + b"1," * 2_000_000 + b'1],"version":0}',
+        b'{"version":0,"ids":["' + b'","' * 2_000_000 + b'"]}',
+        b"{" + b'"0":1,' * 2_000_000 + b'"version":0}',
+    ],
+    ids=["numbers", "strings", "fields"],
+)
+def test_body_of_more_values_than_a_batch_has_is_not_read(
+    home: Home, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(home) as served:
+        monkeypatch.setattr(requests, "read_body", None)
+        answer = served.http.post("/embeddings/batch", content=body)
+        assert answer.status_code == 413
+        assert "send several batches" in answer.json()["detail"]
+
+
+def test_large_batch_of_what_looks_like_many_values_is_answered(home: Home) -> None:
+    ids = [f'{n}{"," * 500}"{"," * 500}\\' for n in range(2_000)]
+    with serving(home) as served:
+        answer = served.http.post("/embeddings/batch", json={"ids": ids, "version": 0})
+    assert answer.status_code == 200
+    assert len(answer.json()["missing"]) == 2_000
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+def test_connections_beyond_the_most_are_told_so_and_closed(home: Home) -> None:
+    with (
+        serving(home, max_connections=2) as served,  # of which its client holds one
+        served.connected(),
+    ):
+        for _ in range(3):
+            with served.connected(served.head(length=0)) as client:
+                headers = assert_problem(client, 503, "overloaded")
+                assert headers["connection"] == "close"
+                assert headers["x-request-id"]
+                assert is_closed(client)
+        for path in ("/readyz", "/metrics"):
+            assert httpx2.get(f"{served.url}{path}").status_code == 200
+        assert served.http.get(SINGLE).status_code == 200
+        assert served.state.shed == {"connections": 3}
+        assert served.state.meter.counts()[families.PROBLEMS.key("overloaded")] == [3]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: a\r\n"])
+def test_request_that_does_not_begin_is_not_waited_for(home: Home, sent: bytes) -> None:
+    with serving(home, head_seconds=0.2) as served, served.connected(sent) as client:
+        assert is_closed(client)
+        assert served.state.shed == {"slow connections": 1}
+
+
+def test_neither_a_pause_nor_a_long_answer_is_taken_for_a_slow_head(home: Home) -> None:
+    request = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    body = orjson.dumps({"ids": ["item 0"], "version": 0})
+    with serving(home, head_seconds=0.1) as served, served.connected(request) as client:
+        assert answer_of(client)[0] == 200
+        time.sleep(0.5)
+        client.sendall(served.head(length=len(body)) + body[:5])
+        time.sleep(0.5)
+        client.sendall(body[5:])
+        assert answer_of(client)[0] == 200
+
+
+def test_rest_of_a_body_that_was_refused_is_not_waited_for(home: Home) -> None:
+    with (
+        serving(home, head_seconds=0.2, max_body=1000) as served,
+        served.connected(served.head(length=5000) + b" " * 10) as client,
+    ):
+        assert_problem(client, 413, "content-too-large")
+        client.sendall(b" " * 10)
+        assert is_closed(client)
+
+
+def test_head_without_an_end_is_refused(home: Home) -> None:
+    with serving(home) as served, served.connected(b"GET /livez HTTP/1.1\r\nX: ") as client:
+        with suppress(ConnectionError):
+            for _ in range(3 * LONGEST_HEAD // 1024):
+                client.sendall(b"a" * 1024)
+                time.sleep(0.0005)  # in many reads
+        found = b""
+        with suppress(ConnectionError):
+            found = client.recv(65_536)
+        assert found.startswith(b"HTTP/1.1 431 ") or served.state.shed["large heads"] == 1
+        assert served.http.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/nowhere", "/embeddings/batch"])
+@pytest.mark.parametrize("line", [b"a: b\r\n", b"a: " + b"b" * 60_000 + b"\r\n", b"a"])
+def test_trailers_without_an_end_are_cut_off(home: Home, path: str, line: bytes) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serving(home) as served, served.connected(head.encode() + b"1\r\n{\r\n0\r\n") as client:
+        sent, piece = 0, line * (65_536 // len(line))
+        with suppress(ConnectionError):
+            while sent < 64 << 20:
+                client.sendall(piece)
+                sent += len(piece)
+        assert sent < 64 << 20
+        assert served.state.shed["large heads"] == 1
+
+
+def test_small_chunks_and_a_trailer_are_read(home: Home) -> None:
+    body = orjson.dumps({"ids": [f"item {n % 5}" for n in range(10_000)], "version": 0})
+    chunks = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in body)
+    with serving(home) as served:
+        head = served.head(headers={"Accept": Format.RAW})
+        head = head.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked")
+        end = b"0\r\nX-Sum: 12\r\n\r\n"
+        for request in (head + chunks + end, (head + chunks + end) * 2):
+            with served.connected(request) as client:
+                assert answer_of(client)[0] == 200
+        assert served.state.shed == Counter()
+
+
+def test_nothing_is_shed_without_need(home: Home) -> None:
+    with serving(home) as served:
+        body = {"ids": ["item 0"], "version": 0}
+        for _ in range(20):
+            assert served.http.post("/embeddings/batch", json=body).status_code == 200
+            assert served.http.get(SINGLE).status_code == 200
+        assert served.state.shed == Counter()
