@@ -73,7 +73,9 @@ def _outcome(act: ActRecord) -> str:
 
 def _listed(details: Mapping[str, Any]) -> str:
     told = {
-        n: value for n, value in details.items() if value not in (None, False) and n != "sha256"
+        name: value
+        for name, value in details.items()
+        if name != "sha256" and value is not None and value is not False
     }
     return ", ".join(f"{name} {_shown(value)}" for name, value in told.items())
 

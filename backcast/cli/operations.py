@@ -1,6 +1,6 @@
 """Commands that change what is live, each as an operation, and those that look after them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any
@@ -124,15 +124,20 @@ def _print_rollback(plan: Mapping[str, Any], as_json: bool) -> None:
     if not plan["loaded"]:
         say("The vector store has lost that snapshot: it would be loaded first.")
     say(f"It is sure to stay for {plan['grace_left_seconds']:.0f} s.")
-    say(f"Servable would be versions {plan['servable_versions']}.")
+    say(f"Servable would be {_named(plan['servable_versions'])}.")
     if plan["refused_versions"]:
-        say(f"Versions {plan['refused_versions']} would answer 409.")
+        say(f"Refused with 409 would be {_named(plan['refused_versions'])}.")
     if plan["pinned_consumers"]:
         say(f"Consumers pinned to those: {', '.join(plan['pinned_consumers'])}.")
     for entity, ids in plan["lost_ids"].items():
         say(f"{len(ids)} {entity} ids, upserted since, would answer 404:")
         for id in ids:
             say(f"  {id}")
+
+
+def _named(versions: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, versions))
+    return f"version {numbers}" if len(versions) == 1 else f"versions {numbers}"
 
 
 def refresh_command(

@@ -488,12 +488,13 @@ def test_a_rollback_shows_its_plan_and_needs_a_reason(published: Shell) -> None:
     assert (plan["live_version"], plan["version"], plan["refused_versions"]) == (1, 0, [1])
     shown = published("rollback", "--dry-run").output
     assert re.match(r"Version 0 would be live, from snapshot v0-\S+\.0\.\n", shown)
-    assert "\nVersions [1] would answer 409.\n" in shown
+    assert "\nServable would be version 0.\nRefused with 409 would be version 1.\n" in shown
     refused = published("rollback")
     assert refused.code == 1
     assert refused.log.startswith("error: A rollback needs --reason")
     done = published("rollback", "--reason", "clicks fell")
     assert (done.code, done.output.startswith("Version 0 is live, from snapshot v0-")) == (0, True)
+    assert "live_version 0, " in " ".join(published("audit", "--limit", "1").output.split())
     states = json.loads(published("versions", "--json").output)["versions"]
     assert [(v["state"], v["note"]) for v in states] == [
         ("live", None),
