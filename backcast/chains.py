@@ -1,6 +1,7 @@
 """Read a version's maps back to every older version from the registry and the artifacts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -37,17 +38,17 @@ def _wanted(catalog: Catalog, version: int) -> Iterator[Transform]:
 
 def load_map(artifacts: Artifacts, version: Version, transform: Transform) -> AffineMap:
     """Read one map and check it against its registered shape."""
-    digest = version.files[transform.file]
-    arrays = artifacts.read_tensors(version.folder, transform.file, digest.sha256)
+    sha256 = version.files[transform.file].sha256
+    arrays: Mapping[str, Any] = artifacts.read_tensors(version.folder, transform.file, sha256)
     where = artifacts.url(version.folder, transform.file)
     expected = {"weight", "bias"} if transform.affine else {"weight"}
     if set(arrays) != expected:
         raise ArtifactCorrupt(where, f"it holds {sorted(arrays)}, not {sorted(expected)}")
+    for name, array in arrays.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ArtifactCorrupt(where, f"its {name} is of {array.dtype}, not of floats")
     try:
-        loaded = AffineMap(
-            arrays["weight"].astype(np.float64),
-            arrays["bias"].astype(np.float64) if transform.affine else None,
-        )
+        loaded = AffineMap(arrays["weight"], arrays.get("bias"))
     except BackcastError as error:
         raise ArtifactCorrupt(where, error.message) from error
     if (loaded.rows, loaded.cols) != (transform.rows, transform.cols):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,18 +36,15 @@ class AffineMap:
     bias: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        weight = np.asarray(self.weight, dtype=np.float64)
+        weight = np.asarray(self.weight)
         if weight.ndim != 2 or 0 in weight.shape:
             raise DimensionMismatch("weight", "shape (D_j, D_k)", weight.shape)
-        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "weight", _finite("weight", weight))
         if self.bias is not None:
-            bias = np.asarray(self.bias, dtype=np.float64)
+            bias = np.asarray(self.bias)
             if bias.shape != weight.shape[:1]:
                 raise DimensionMismatch("bias", weight.shape[:1], bias.shape)
-            object.__setattr__(self, "bias", bias)
-        for name, array in (("weight", self.weight), ("bias", self.bias)):
-            if array is not None and not np.isfinite(array).all():
-                raise InvalidInput(f"The {name} of a map holds NaN or infinite values.")
+            object.__setattr__(self, "bias", _finite("bias", bias))
 
     @classmethod
     def identity(cls, dim: int) -> "AffineMap":
@@ -84,6 +82,13 @@ class AffineMap:
         if inner.bias is not None:
             bias = self.weight @ inner.bias + (0.0 if bias is None else bias)
         return AffineMap(self.weight @ inner.weight, bias)
+
+
+def _finite(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
+    # Before the cast, which warns of a signalling NaN.
+    if not np.isfinite(array).all():
+        raise InvalidInput(f"The {name} of a map holds NaN or infinite values.")
+    return array.astype(np.float64, copy=False)
 
 
 def behaviour(weight: NDArray[np.float64]) -> tuple[float, float | None]:

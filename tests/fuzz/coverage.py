@@ -1,11 +1,13 @@
 """Inputs that take new ways through the code of a reader: ``python -m tests.fuzz.coverage READER``.
 
-Needs atheris (the extra ``fuzz``). Further arguments are libFuzzer's, such as ``-runs=100000``; it
-ends with the first failure, and leaves the input in a file of the working directory.
+Needs atheris (the extra ``fuzz``). Further arguments are libFuzzer's, such as ``-runs=100000`` or
+``-max_total_time=60``; it ends with the first failure, a warning among them, and leaves the input
+in a file of the working directory.
 """
 
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -29,6 +31,7 @@ def main() -> None:
             (corpus / str(number)).write_bytes(content)
         accepts = target.reader(place)
         options = [*_LIMITS, *sys.argv[2:]]
+        warnings.simplefilter("error")
         atheris.Setup([sys.argv[0], str(corpus), *options], lambda content: accepts(content) and 0)
         atheris.Fuzz()
 

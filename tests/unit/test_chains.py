@@ -15,6 +15,7 @@ from backcast.versions import Entity, Transform, Version
 from tests.support import Home, build_home
 
 ONE = np.ones((4, 6), np.float32)
+SIGNALLING = np.full((4, 6), 0x7FBFFFFF, np.uint32).view(np.float32)  # a NaN whose cast warns
 
 
 @pytest.fixture
@@ -68,8 +69,11 @@ def test_map_comes_back_in_float64(home: Home) -> None:
         ({"weight": ONE[0]}, r"weight: expected shape \(D_j, D_k\), got \(6,\)"),
         ({"weight": ONE * np.float32(np.nan)}, "NaN or infinite"),
         ({"weight": ONE * np.float32(np.inf)}, "NaN or infinite"),
+        ({"weight": SIGNALLING}, "NaN or infinite"),
+        ({"weight": ONE.astype(np.complex64)}, "its weight is of complex64, not of floats"),
+        ({"weight": ONE.astype(np.int8)}, "its weight is of int8, not of floats"),
     ],
-    ids=["bias", "name", "shape", "vector", "nan", "inf"],
+    ids=["bias", "name", "shape", "vector", "nan", "inf", "signalling", "complex", "whole"],
 )
 def test_map_that_is_not_what_was_registered_is_refused(
     home: Home, arrays: dict[str, NDArray[np.generic]], reason: str

@@ -217,6 +217,14 @@ def test_values_are_finite(bad: float) -> None:
         AffineMap(np.ones((1, 2)), np.array([bad]))
 
 
+def test_a_nan_that_signals_is_refused_without_a_warning() -> None:
+    signalling: Any = np.array([[0x7FBFFFFF]], np.uint32).view(np.float32)
+    with pytest.raises(InvalidInput, match="weight"):
+        AffineMap(signalling)
+    with pytest.raises(InvalidInput, match="bias"):
+        AffineMap(np.ones((1, 2)), signalling[0])
+
+
 @pytest.mark.parametrize("shape", [(2,), (3, 2), ()])
 def test_vectors_fit_the_columns(shape: tuple[int, ...]) -> None:
     with pytest.raises(DimensionMismatch, match=r"expected \(\.\.\., 3\)"):
