@@ -7,7 +7,9 @@ careless, or worse. With another digest nothing is looked at, which has tests of
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,18 +69,20 @@ class _Place:
         return FileDigest(len(content), hashlib.sha256(content).hexdigest())
 
 
-# A pickle that would leave a mark, were it read as one.
-class _Marking:
+class _Deadly:
+    """Whoever unpickles it is killed, which nobody can overlook."""
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("unpickled",)
+        return os.abort, ()
 
 
-def _pickles() -> list[bytes]:
+def pickles() -> list[bytes]:
+    """Return a pickle, a checkpoint of torch and an archive of NumPy that kill who unpickles."""
     checkpoint = io.BytesIO()
-    torch.save({"weight": torch.ones(2, _DIM)}, checkpoint)
+    torch.save({"weight": torch.ones(2, _DIM), "bias": _Deadly()}, checkpoint)
     npz = io.BytesIO()
-    np.savez(npz, weight=np.array([_Marking()], object))
-    return [pickle.dumps(_Marking()), checkpoint.getvalue(), npz.getvalue()]
+    np.savez(npz, weight=np.array([_Deadly()], object))
+    return [pickle.dumps(_Deadly()), checkpoint.getvalue(), npz.getvalue()]
 
 
 def _header(entries: object, length: int | None = None) -> bytes:
@@ -99,7 +103,10 @@ def _maps() -> list[bytes]:
         dump_tensors({"weight": weight}),
         dump_tensors({"weight": weight, "bias": np.ones(2, np.float32)}),
         dump_tensors({"weight": np.full((2, _DIM), np.nan, np.float32)}),
+        dump_tensors({"weight": np.full((2, _DIM), 0x7FBFFFFF, np.uint32).view(np.float32)}),
         dump_tensors({"weight": weight.astype(np.float64)}),
+        _header({"weight": _tensor(0, 64, "C64")}),
+        _header({"weight": _tensor(0, 8, "I8")}),
         _header({"weight": whole}, 2**63 - 1),
         _header({"weight": whole}, 2**40),
         _header({"weight": whole, "bias": _tensor(16, 48)}),
@@ -109,7 +116,7 @@ def _maps() -> list[bytes]:
         _header({"weight": _tensor(0, 2**62)}),
         _header(b"[" * 100_000),
         *(_header({"weight": _tensor(0, 32, kind, (32,))}) for kind in odd_kinds),
-        *_pickles(),
+        *pickles(),
     ]
 
 
@@ -215,7 +222,7 @@ def _parquets() -> list[bytes]:
         _parquet(table(vector=pa.array([[1, 2, 3, 4]] * 3, pa.list_(pa.float64(), _DIM)))),
         _parquet(table(vector=pa.array([[1, 2, 3, 4]] * 3, pa.list_(pa.int8(), _DIM)))),
         _parquet({"other": ids}),
-        *_pickles(),
+        *pickles(),
     ]
 
 
@@ -441,10 +448,18 @@ def _items() -> list[bytes]:
     ]
 
 
+def _written_manifest() -> bytes:
+    """Return the manifest of the data set that ``_dataset`` makes: equal files, equal checksums."""
+    with tempfile.TemporaryDirectory() as folder:
+        _read_csv(Path(folder))(_INTERACTIONS)
+        return (Path(folder) / "out" / MANIFEST_FILE).read_bytes()
+
+
 def _dataset_manifests() -> list[bytes]:
     checksums = dict.fromkeys((INTERACTIONS_FILE, ITEMS_FILE), "0" * 64)
     about = {"format": 1, "name": "d", "counts": {}, "source": {}, "checksums": checksums}
     return [
+        _written_manifest(),
         orjson.dumps(about),
         orjson.dumps({**about, "checksums": []}),
         orjson.dumps({**about, "checksums": {name: [7] for name in checksums}}),

@@ -1,12 +1,16 @@
 """A body or a file is read, or refused with an error that says why; nothing worse comes of it."""
 
+import io
 import json
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +31,7 @@ FIELDS = st.sampled_from(
 def check(outcome: Outcome, cases: int) -> None:
     assert outcome.failures == {}
     assert outcome.tried == cases
-    assert outcome.accepted > 0 or cases < 100
+    assert outcome.accepted > 0
 
 
 @pytest.mark.parametrize("name", [target.name for target in bodies.TARGETS])
@@ -39,15 +43,14 @@ def test_mutated_bodies(name: str) -> None:
 def test_mutated_files(name: str) -> None:
     target = TARGETS[name]
     cases = len(target.seeds()) + 150
-    outcome = attack(target, cases=cases)
-    assert outcome.failures == {}
-    assert outcome.tried == cases
+    check(attack(target, cases=cases), cases)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutated_for_long(name: str) -> None:
-    assert attack(TARGETS[name], cases=10**9, seed=1, seconds=60).failures == {}
+    outcome = attack(TARGETS[name], cases=10**9, seed=1, seconds=60)
+    check(outcome, outcome.tried)
 
 
 @pytest.mark.parametrize("name", ["JSON batch", "JSON upsert", "JSON orders"])
@@ -61,6 +64,21 @@ def test_any_json(name: str, document: Any) -> None:
 @given(content=st.binary(max_size=300))
 def test_any_bytes(name: str, content: bytes) -> None:
     TARGETS[name].reader(Path())(content)
+
+
+UNPICKLING: dict[str, Callable[[bytes], object]] = {
+    "pickle": pickle.loads,
+    "torch": lambda content: torch.load(io.BytesIO(content), weights_only=False),
+    "NumPy": lambda content: np.load(io.BytesIO(content), allow_pickle=True)["weight"],
+}
+
+
+@pytest.mark.parametrize("kind", UNPICKLING)
+def test_who_unpickles_is_noticed(kind: str) -> None:
+    seeds = [files.pickles()[list(UNPICKLING).index(kind)]]
+    outcome = attack(Target("unpickles", lambda: seeds, plain(UNPICKLING[kind])), cases=1)
+    [failure] = outcome.failures.values()
+    assert "signal 6" in failure
 
 
 def _die(content: bytes) -> None:
