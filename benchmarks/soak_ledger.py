@@ -87,10 +87,17 @@ class _Contents:
         return self.base.get(id)
 
     def put_at(self, delta: int) -> dict[Id, Row]:
-        """Return the vectors of S.d that were upserted, on this snapshot or before it."""
+        """Return the vectors of S.d that were upserted, on this snapshot or before it.
+
+        Those that were erased on it later are none any more, be the id put again elsewhere.
+        """
         changed = {id for id, found in self.changes.items() if any(n <= delta for n, _ in found)}
-        rows = {id: self.at(delta, id) for id in self.put | changed}
+        kept = (id for id in self.put | changed if not self._erased_after(delta, id))
+        rows = {id: self.at(delta, id) for id in kept}
         return {id: row for id, row in rows.items() if row is not None}
+
+    def _erased_after(self, delta: int, id: Id) -> bool:
+        return any(number > delta and row is None for number, row in self.changes.get(id, ()))
 
 
 @dataclass(frozen=True)

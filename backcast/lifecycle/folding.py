@@ -19,7 +19,7 @@ from backcast.changes import Changes, read_changes
 from backcast.registry import Erased, Registry
 from backcast.snapshots import read_snapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import Entity, Live, SnapshotRecord
+from backcast.versions import DeltaKind, Entity, Live, SnapshotRecord
 
 PUT_FILE = "put.parquet"
 
@@ -52,11 +52,17 @@ class Folding:
         base: Live | None,
         erased: Erased,
     ) -> Self:
-        """Find what newer vectors must take over from the last state of their version."""
+        """Find what newer vectors must take over from the last state of their version.
+
+        Of what was told to it later, only erasures count: who is put again elsewhere is on the list
+        of the ``erased`` no more, and does not get an older vector back.
+        """
         if base is None:
             return cls(artifacts)
         snapshot = registry.snapshots.get(base.snapshot)
-        changes = read_changes(artifacts, registry.deltas.of(base.snapshot, upto=base.delta))
+        told = registry.deltas.of(base.snapshot)
+        counting = [d for d in told if d.number <= base.delta or d.kind is DeltaKind.ERASE]
+        changes = read_changes(artifacts, counting)
         put = _read_put(artifacts, snapshot, registry.snapshots.details(base.snapshot))
         earlier = {entity: ids - changes.places.get(entity, {}).keys() for entity, ids in put}
         return cls(artifacts, snapshot, changes, earlier, erased)

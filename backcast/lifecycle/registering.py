@@ -1,6 +1,7 @@
 """Versions and snapshots are written: files first, then one row in one transaction."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -9,6 +10,7 @@ from backcast.artifacts import Artifacts
 from backcast.changes import (
     Delta,
     discard_delta,
+    read_delta,
     write_delta,
 )
 from backcast.errors import ArtifactMissing, Conflict, InvalidInput, UnknownVersion
@@ -16,7 +18,7 @@ from backcast.lifecycle.folding import Folding
 from backcast.registry import Erased, NumberTaken, Registry, StateMoved, VersionDraft
 from backcast.snapshots import read_ids, write_snapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import DeltaDraft, Live, SnapshotRecord, Version
+from backcast.versions import DeltaDraft, DeltaKind, Entity, Live, SnapshotRecord, Version
 
 
 def register_version(
@@ -93,15 +95,16 @@ def publish(
 ) -> SnapshotRecord:
     """Write a snapshot of ``version`` and register it; it can be promoted when this returns.
 
-    Erased ids are left out, those too that are erased while this goes on. Ids that were put on the
-    version while it was live, and that ``batches`` lack, are added.
+    Erased ids are left out, those too that are erased while this goes on, be they put again by the
+    end of it. Ids that were put on the version while it was live, and that ``batches`` lack, are
+    added.
 
     ``base`` is what there was when the vectors were begun, where that was before this call.
 
     Raises:
         UnknownVersion: there is none of this number.
         InvalidInput: the batches hold what cannot be stored.
-        Conflict: what was put could not be taken over, as its files were deleted meanwhile.
+        Conflict: what was put or erased could not be heeded, as its files were deleted meanwhile.
     """
     known, base = registry.versions.get(version), base or Base.now(registry)
     last = base.last(registry, version)
@@ -112,19 +115,20 @@ def publish(
     if last is not None:
         record = replace(record, base_snapshot=last.snapshot, base_delta=last.delta)
     details = {**details, **_noted(artifacts, folding, record)}
-    return _register(registry, artifacts, record, details, base.erased)
+    with _kept(registry, base.live):
+        return _register(registry, artifacts, record, details, base)
 
 
 @contextmanager
 def _kept(registry: Registry, last: Live | None) -> Iterator[None]:
-    """Say why, where what is taken over was deleted meanwhile, its grace period being over."""
+    """Say why, where changes that count were deleted meanwhile, a grace period being over."""
     try:
         yield
     except ArtifactMissing as error:
         if last is None or registry.snapshots.get(last.snapshot).condemned_at is None:
             raise
         raise Conflict(
-            f"Snapshot {last.snapshot}, whose upserts were to be taken over, was deleted "
+            f"Snapshot {last.snapshot}, whose changes were to be taken over, was deleted "
             "meanwhile. Publish again, and put what is still wanted of them."
         ) from error
 
@@ -152,28 +156,50 @@ def _register(
     artifacts: Artifacts,
     record: SnapshotRecord,
     details: Mapping[str, Any],
-    left_out: Erased,
+    base: Base,
 ) -> SnapshotRecord:
-    seen, drafts = left_out, list[DeltaDraft]()
+    seen, drafts = base, list[DeltaDraft]()
     while True:
         try:  # its files stay where the answer is lost
-            registry.snapshots.register(record, details, erased=seen, drafts=drafts)
+            registry.snapshots.register(
+                record, details, erased=seen.erased, live=seen.live, drafts=drafts
+            )
         except StateMoved:
             for draft in drafts:
                 discard_delta(artifacts, draft)
-            seen = registry.erasures.all(after=left_out.number)
-            drafts = _late_erasures(artifacts, record, seen)
+            seen, late = _erased_since(registry, artifacts, base)
+            drafts = _late_erasures(artifacts, record, seen.erased, late)
         else:
             return replace(record, head=len(drafts))
 
 
+Ids = Mapping[Entity, AbstractSet[str]]
+
+
+def _erased_since(registry: Registry, artifacts: Artifacts, base: Base) -> tuple[Base, Ids]:
+    """Return what was erased since: what is on the list, and what was live then was told.
+
+    The list does not tell of who was put again, what was live does not of ids that nothing held.
+    """
+    late: dict[Entity, set[str]] = {}
+    live = base.live
+    if live is not None:
+        told = registry.deltas.of(live.snapshot, after=live.delta)
+        for delta in told:
+            if delta.kind is DeltaKind.ERASE:
+                late.setdefault(delta.entity, set()).update(read_delta(artifacts, delta).ids)
+        live = replace(live, delta=told[-1].number if told else live.delta)
+    return Base(live, registry.erasures.all(after=base.erased.number)), late
+
+
 def _late_erasures(
-    artifacts: Artifacts, record: SnapshotRecord, erased: Erased
+    artifacts: Artifacts, record: SnapshotRecord, erased: Erased, late: Ids
 ) -> list[DeltaDraft]:
     drafts = []
-    for entity in erased.digests:
+    for entity in {**erased.digests, **late}:
+        told = late.get(entity, frozenset())
         listed = (id for some in read_ids(artifacts, record, entity) for id in some)
-        ids = [id for id in listed if erased.covers(entity, id)]
+        ids = [id for id in listed if id in told or erased.covers(entity, id)]
         if ids:
             drafts.append(write_delta(artifacts, Delta(entity, ids), "backcast publish"))
     return drafts

@@ -11,7 +11,7 @@ from backcast.registry import tables
 from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
 from backcast.registry.erasures import Erased, last_erasure
-from backcast.versions import DeltaDraft, SnapshotRecord
+from backcast.versions import DeltaDraft, DeltaKind, Live, SnapshotRecord
 
 
 class Snapshots:
@@ -26,21 +26,25 @@ class Snapshots:
         details: Mapping[str, Any],
         *,
         erased: Erased | None = None,
+        live: Live | None = None,
         drafts: Sequence[DeltaDraft] = (),
     ) -> None:
         """Write a snapshot whose files are already durable, and the first deltas on it.
 
         It is the newest of its version from then on, whatever the clocks of those who wrote the
-        others said. ``erased`` is what they leave out, or was thought of in ``drafts``.
+        others said. ``erased`` is what they leave out, or was thought of in ``drafts``; so were
+        erasures on what was ``live`` when they were begun, up to its delta.
 
         Raises:
-            StateMoved: there is a later erasure; nothing was written.
+            StateMoved: there is a later erasure, or was one; nothing was written.
         """
         values = {field: getattr(record, field) for field in _FIELDS}
         values["counts"] = dict(record.counts)
         with self._db.write() as connection:
             take_turn(connection)
             if erased is not None and last_erasure(connection) > erased.number:
+                raise StateMoved
+            if live is not None and _last_erasure_on(connection, live.snapshot) > live.delta:
                 raise StateMoved
             values["created_at"] = _after_all_others(connection, record)
             connection.execute(insert(tables.snapshots).values(**values, details=dict(details)))
@@ -123,6 +127,12 @@ class Snapshots:
                 .where(tables.snapshots.c.id == id)
                 .values(deleted_at=utc_now())
             )
+
+
+def _last_erasure_on(connection: Connection, snapshot: str) -> int:
+    deltas = tables.deltas.c
+    wanted = (deltas.snapshot == snapshot) & (deltas.kind == DeltaKind.ERASE)
+    return int(connection.scalar(select(func.max(deltas.number)).where(wanted)) or 0)
 
 
 def _after_all_others(connection: Connection, record: SnapshotRecord) -> datetime:

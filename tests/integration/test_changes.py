@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy import update
 
 from backcast.artifacts import Artifacts
 from backcast.changes import ChangedSnapshot, read_changes
@@ -35,7 +36,7 @@ from backcast.lifecycle import (
     upsert_batches,
 )
 from backcast.lifecycle.carrying import switch_carrying
-from backcast.registry import Switch
+from backcast.registry import Switch, tables
 from backcast.snapshots import read_ids
 from backcast.stores import Precision
 from backcast.vectors import VectorBatch
@@ -342,6 +343,82 @@ class TestErase:
             assert "item 1" not in held(home, live(home).snapshot)
 
 
+class TestErasedAndPutAgain:
+    """Whoever is back has the vector that was put last, in no version the one before the erasure.
+
+    Put on version 1, which 2 took the place of, erased, and put on 2: that ends the erasure.
+    """
+
+    @staticmethod
+    def come_back(home: Home, *, compacted: bool = False) -> None:
+        put(home, ["back", "kept"], seed=1)
+        if compacted:
+            compact(home.backcast)
+            refresh(home.backcast, actor="ann")
+        home.promote(2)
+        remove(home, ["back"])
+        put(home, ["back"], seed=2)
+
+    @pytest.mark.parametrize("compacted", [False, True])
+    def test_is_not_in_vectors_that_are_computed_anew(self, home: Home, compacted: bool) -> None:
+        self.come_back(home, compacted=compacted)
+        record = home.publish(1, seed=5)
+        written = {
+            id for some in read_ids(home.backcast.artifacts, record, Entity.ITEM) for id in some
+        }
+        assert "kept" in written
+        assert "back" not in written
+        rollback(home.backcast, actor="ann", reason="worse")
+        assert "back" not in held(home, live(home).snapshot)
+        refresh(home.backcast, actor="ann")
+        assert live(home).snapshot == record.id
+        assert "back" not in held(home, record.id)
+
+    @pytest.mark.parametrize("compacted", [False, True])
+    def test_is_not_in_what_is_promoted_again(self, home: Home, compacted: bool) -> None:
+        self.come_back(home, compacted=compacted)
+        record = home.publish(1, seed=5)
+        home.promote(1, force=True, reason="2 is bad")
+        assert live(home).snapshot == record.id
+        found = held(home, record.id)
+        assert "kept" in found
+        assert "back" not in found
+
+    def test_is_not_in_vectors_that_were_begun_before(self, home: Home) -> None:
+        put(home, ["back", "kept"], seed=1)
+        home.promote(2)
+
+        def meanwhile() -> Iterator[VectorBatch]:
+            yield from batches(home.vectors[1])
+            remove(home, ["back", "item 1", "item 2"])
+            put(home, ["back", "item 1"], seed=2)
+
+        backcast = home.backcast
+        record = publish(backcast.registry, backcast.artifacts, 1, meanwhile(), details={})
+        home.promote(1, force=True, reason="2 is bad")
+        assert live(home).snapshot == record.id
+        found = held(home, record.id)
+        assert {"kept", "item 3"} <= set(found)
+        assert not {"back", "item 1", "item 2"} & set(found)
+
+    def test_is_there_with_the_new_vector_where_it_was_put_on_the_same_version(
+        self, home: Home
+    ) -> None:
+        put(home, ["back"], seed=1)
+        again: dict[str, NDArray[np.float32]] = {}
+
+        def meanwhile() -> Iterator[VectorBatch]:
+            yield from batches(home.vectors[1])
+            remove(home, ["back"])
+            again.update(put(home, ["back"], seed=2))
+
+        backcast = home.backcast
+        record = publish(backcast.registry, backcast.artifacts, 1, meanwhile(), details={})
+        refresh(backcast, actor="ann")
+        assert live(home).snapshot == record.id
+        assert held(home, record.id)["back"].tolist() == again["back"].tolist()
+
+
 def test_files_stay_where_the_answer_to_the_commit_is_lost(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,7 +578,7 @@ class TestRefresh:
             yield from batches({Entity.ITEM: {"a": np.ones(home.dims[1], np.float32)}})
             sweep(backcast, timedelta(0))
 
-        with pytest.raises(Conflict, match=rf"Snapshot {old}, whose upserts .* Publish again"):
+        with pytest.raises(Conflict, match=rf"Snapshot {old}, whose changes .* Publish again"):
             publish(backcast.registry, backcast.artifacts, 1, computed(), {})
         again = home.publish(1, seed=6)
         assert again.base_snapshot is None
@@ -514,6 +591,21 @@ class TestRefresh:
         assert again.base_snapshot is None
         published = read_ids(home.backcast.artifacts, again, Entity.ITEM)
         assert all("first" not in ids for ids in published)
+
+    def test_base_of_another_version_carries_nothing(self, tmp_path: Path) -> None:
+        # An older release wrote what was live, whatever its version; the dimensions are the same.
+        with build_home(tmp_path, (6, 6), live=0) as home:
+            base, begun = live(home), home.backcast.registry.snapshots.latest(1)
+            assert begun is not None
+            with home.backcast.registry._engine.begin() as connection:
+                values = {"base_snapshot": base.snapshot, "base_delta": base.delta}
+                connection.execute(
+                    update(tables.snapshots).where(tables.snapshots.c.id == begun.id).values(values)
+                )
+            put(home, ["item 0", "new"])
+            home.promote(1)
+            assert live(home).snapshot == begun.id
+            assert_same(held(home, begun.id), home.vectors[1][Entity.ITEM])
 
     def test_another_version_takes_nothing_over(self, home: Home) -> None:
         put(home, ["new"])

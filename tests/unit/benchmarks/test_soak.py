@@ -206,6 +206,15 @@ class TestLedger:
         np.testing.assert_array_equal(held[ITEM, "b"], rows(3, ["a", "b", "e"], 2)[ITEM, "b"])
         np.testing.assert_array_equal(held[ITEM, "d"], rows(3, ["b", "d"], 1)[ITEM, "d"])
 
+    def test_publication_does_not_take_up_what_was_erased_after_its_base(
+        self, ledger: Ledger
+    ) -> None:
+        ledger.will_erase([(ITEM, "d")])
+        ledger.add_delta(NEW, 3, {(ITEM, "d"): None})
+        ledger.will_publish(3, rows(3, ["a"], 2))
+        ledger.add_snapshot("v3-next", 3, (NEW, 2))
+        assert set(ledger.everything("v3-next", 0)) == {(ITEM, "a"), (ITEM, "b")}
+
     def test_compaction_holds_what_was_live(self, ledger: Ledger) -> None:
         ledger.will_publish(3, None)
         ledger.add_snapshot("v3-compact", 3, (NEW, 2))
