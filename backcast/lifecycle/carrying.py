@@ -138,7 +138,8 @@ def _newer(backcast: Backcast, live: Live, target: SnapshotRecord) -> list[Delta
     base = None if was_live else target.base_snapshot
     for tenure in tenures:
         own, snapshot = tenure.version == target.version, tenure.snapshot
-        if snapshot == target.id:
+        # Of older releases, the base may be of another version: what was live when it was begun.
+        if snapshot == target.id or (snapshot == base and not own):
             return newer
         if snapshot == base:
             return deltas.of(snapshot, after=target.base_delta or 0, upto=tenure.upto) + newer
