@@ -24,7 +24,8 @@ from backcast.stores import Rounder
 from backcast.vectors import VectorBatch, check_id
 from backcast.versions import DeltaDraft, Entity, Live
 
-_ATTEMPTS = 100
+ATTEMPTS = 100
+"""How often a change is tried while others come before it."""
 _LONGEST_PAUSE = 0.05
 _LARGEST = 1e18  # of a number: float32 has 1e20 times as much, which no map uses up
 
@@ -108,25 +109,15 @@ def erase(
         raise InvalidInput("No id is given; name at least one.")
     for id in ids:
         check_id(id)
-    delta, digests = Delta(entity, ids), [digest_of(id) for id in ids]
-    live = _erase(backcast, delta, digests, actor)
+    live = _erase(backcast, Delta(entity, ids), actor)
     return report_remains(backcast, entity, ids, live, grace)
 
 
-def erase_digests(
-    backcast: Backcast, entity: Entity, ids: Sequence[str], digests: Sequence[str], *, actor: str
-) -> Live | None:
-    """Erase ids, and further ones of which only the digest is known: no snapshot holds those.
-
-    Returns what is live then. Raises Conflict as ``erase`` does.
-    """
-    return _erase(backcast, Delta(entity, ids), digests, actor)
-
-
-def _erase(backcast: Backcast, delta: Delta, digests: Sequence[str], actor: str) -> Live | None:
+def _erase(backcast: Backcast, delta: Delta, actor: str) -> Live | None:
     registry, of_snapshot = backcast.registry, dict[str, DeltaDraft]()
+    digests = [digest_of(id) for id in delta.ids]
     with _drafting(backcast) as drafts:
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             # A file for each snapshot, which goes when the snapshot does.
             for snapshot in registry.snapshots.undeleted():
                 if snapshot.id not in of_snapshot:
@@ -135,11 +126,37 @@ def _erase(backcast: Backcast, delta: Delta, digests: Sequence[str], actor: str)
             try:
                 live, used = registry.erasures.append(of_snapshot, delta.entity, digests, actor)
             except StateMoved:
-                _pause(attempt)
+                pause(attempt)
             else:
                 _discard(backcast, [d for id, d in of_snapshot.items() if id not in used])
                 return live
-        raise Conflict(f"Snapshots were published {_ATTEMPTS} times meanwhile; nothing was erased.")
+        raise Conflict(f"Snapshots were published {ATTEMPTS} times meanwhile; nothing was erased.")
+
+
+def erase_digests(
+    backcast: Backcast,
+    entity: Entity,
+    ids: Sequence[str],
+    digests: Sequence[str],
+    *,
+    seen: Mapping[str, int],
+    actor: str,
+) -> None:
+    """Erase ids, and further ones of which only the digest is known: no snapshot holds those.
+
+    ``seen`` are the snapshots that were looked through for them, each with its last delta then.
+
+    Raises:
+        StateMoved: there is another snapshot, or a later delta; nothing was erased.
+    """
+    delta = Delta(entity, ids)
+    with _drafting(backcast) as drafts:
+        of_snapshot = dict[str, DeltaDraft]()
+        for snapshot in seen:
+            drafts.append(write_delta(backcast.artifacts, delta, actor))
+            of_snapshot[snapshot] = drafts[-1]
+        _, used = backcast.registry.erasures.append(of_snapshot, entity, digests, actor, seen)
+    _discard(backcast, [d for id, d in of_snapshot.items() if id not in used])
 
 
 def _refuse_huge(batch: VectorBatch) -> None:
@@ -160,7 +177,7 @@ def _drafting(backcast: Backcast) -> Iterator[list[DeltaDraft]]:
     drafts: list[DeltaDraft] = []
     try:
         yield drafts
-    except (Conflict, ArtifactError):
+    except (Conflict, ArtifactError, StateMoved):
         _discard(backcast, drafts)
         raise
 
@@ -186,15 +203,15 @@ def _append(
     version: int,
     most_changed: int,
 ) -> Live:
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         live = _demand_live(backcast, version)
         _demand_room(backcast, live, sum(draft.count for draft in drafts), most_changed)
         try:
             return backcast.registry.deltas.append(live, drafts, back)
         except StateMoved:
-            _pause(attempt)
+            pause(attempt)
     raise Conflict(
-        f"The live snapshot changed {_ATTEMPTS} times meanwhile; nothing was put. Try again."
+        f"The live snapshot changed {ATTEMPTS} times meanwhile; nothing was put. Try again."
     )
 
 
@@ -210,7 +227,8 @@ def _demand_room(backcast: Backcast, live: Live, count: int, most: int) -> None:
         )
 
 
-def _pause(attempt: int) -> None:
+def pause(attempt: int) -> None:
+    """Wait a little before another attempt, longer each time."""
     # Not all of those that met here come again at the same moment.
     time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.001 * 2**attempt)))
 

@@ -13,12 +13,12 @@ import orjson
 
 from backcast.artifacts import dump_json
 from backcast.changes import read_delta
-from backcast.errors import InvalidInput
-from backcast.lifecycle.changing import erase_digests
+from backcast.errors import Conflict, InvalidInput
+from backcast.lifecycle.changing import ATTEMPTS, erase_digests, pause
 from backcast.lifecycle.places import Backcast
-from backcast.registry import Erased
+from backcast.registry import Erased, StateMoved
 from backcast.snapshots import read_ids
-from backcast.versions import DeltaKind, Entity
+from backcast.versions import DeltaKind, Entity, SnapshotRecord
 
 FORMAT = 1
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -62,24 +62,46 @@ def erase_listed(backcast: Backcast, listed: Listed, *, actor: str) -> int:
 
     Raises:
         ArtifactError: a snapshot or a delta cannot be read, so that it might hold one.
+        Conflict: snapshots and changes come faster than this can follow.
     """
     here, count = backcast.registry.erasures.all(), 0
     for entity, digests in listed.erased.digests.items():
         wanted = Erased(0, {entity: digests - here.digests.get(entity, frozenset())})
         if not wanted.digests[entity]:
             continue
-        ids = sorted({id for id in _held(backcast, entity) if wanted.covers(entity, id)})
-        erase_digests(backcast, entity, ids, sorted(wanted.digests[entity]), actor=actor)
-        count += len(ids)
+        count += _erase(backcast, entity, wanted, actor)
     return count
 
 
-def _held(backcast: Backcast, entity: Entity) -> Iterator[str]:
-    for record in backcast.registry.snapshots.undeleted():
-        if record.condemned_at is not None:
-            continue
+def _erase(backcast: Backcast, entity: Entity, wanted: Erased, actor: str) -> int:
+    ids, seen = set[str](), dict[str, int]()
+    for attempt in range(ATTEMPTS):
+        for record in backcast.registry.snapshots.undeleted():
+            held = _held_since(backcast, record, entity, seen.get(record.id))
+            ids.update(id for id in held if wanted.covers(entity, id))
+            seen[record.id] = record.head
+        digests = sorted(wanted.digests[entity])
+        try:
+            erase_digests(backcast, entity, sorted(ids), digests, seen=seen, actor=actor)
+        except StateMoved:  # what came meanwhile may hold one too
+            pause(attempt)
+        else:
+            return len(ids)
+    raise Conflict(
+        f"Snapshots and vectors came {ATTEMPTS} times meanwhile; no {entity} of the list was "
+        "erased. Run it again when fewer do."
+    )
+
+
+def _held_since(
+    backcast: Backcast, record: SnapshotRecord, entity: Entity, seen: int | None
+) -> Iterator[str]:
+    """Yield what a snapshot holds, or was given after the delta ``seen``."""
+    if record.condemned_at is not None:
+        return
+    if seen is None:
         for ids in read_ids(backcast.artifacts, record, entity):
             yield from ids
-        for delta in backcast.registry.deltas.of(record.id):
-            if delta.entity is entity and delta.kind is DeltaKind.UPSERT:
-                yield from read_delta(backcast.artifacts, delta).ids
+    for delta in backcast.registry.deltas.of(record.id, after=seen or 0, upto=record.head):
+        if delta.entity is entity and delta.kind is DeltaKind.UPSERT:
+            yield from read_delta(backcast.artifacts, delta).ids

@@ -60,19 +60,24 @@ class Erasures:
         entity: Entity,
         digests: Sequence[str],
         actor: str,
+        seen: Mapping[str, int] | None = None,
     ) -> tuple[Live | None, frozenset[str]]:
         """Erase ids from all snapshots and from all to come, in one transaction.
 
-        ``drafts`` holds a delta for each snapshot that is not deleted. Returns what is live then,
-        and the snapshots whose deltas were used: some may have been deleted meanwhile.
+        ``drafts`` holds a delta for each snapshot that is not deleted, ``seen`` the last delta that
+        the caller knows of on each, where that counts. Returns what is live then, and the snapshots
+        whose deltas were used: some may have been deleted meanwhile.
 
         Raises:
-            StateMoved: there is a snapshot without a draft; nothing was changed.
+            StateMoved: there is a snapshot without a draft, or a delta after those seen; nothing
+                was changed.
         """
         with self._db.write() as connection:
             take_turn(connection)
             heads = _heads(connection)
             if not heads.keys() <= drafts.keys():
+                raise StateMoved
+            if seen is not None and any(seen[name] != head for name, head in heads.items()):
                 raise StateMoved
             for snapshot, head in heads.items():
                 append_deltas(connection, snapshot, head, [drafts[snapshot]])

@@ -25,8 +25,12 @@ from backcast.errors import (
 )
 from backcast.lifecycle import (
     ErasureReport,
+    Listed,
+    changing,
     compact,
     erase,
+    erase_listed,
+    erasing,
     load_snapshot,
     publish,
     refresh,
@@ -36,7 +40,7 @@ from backcast.lifecycle import (
     upsert_batches,
 )
 from backcast.lifecycle.carrying import switch_carrying
-from backcast.registry import Switch, tables
+from backcast.registry import Erased, Switch, digest_of, tables
 from backcast.snapshots import read_ids
 from backcast.stores import Precision
 from backcast.vectors import VectorBatch
@@ -417,6 +421,33 @@ class TestErasedAndPutAgain:
         refresh(backcast, actor="ann")
         assert live(home).snapshot == record.id
         assert held(home, record.id)["back"].tolist() == again["back"].tolist()
+
+
+def test_what_came_while_a_list_was_applied_is_erased_too(
+    local_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backcast = local_home.backcast
+    registry, row = backcast.registry, {"published": np.ones(local_home.dims[1], np.float32)}
+    wanted = {digest_of(id) for id in ("item 1", "published", "put late", "nobody")}
+    erase_now, came = changing.erase_digests, list[str]()
+
+    def meanwhile(*arguments: Any, **options: Any) -> None:
+        if not came:
+            found = publish(registry, backcast.artifacts, 1, batches({Entity.ITEM: row}), {})
+            came.append(found.id)
+        elif len(came) == 1:
+            came.extend(put(local_home, ["put late"]))
+        erase_now(*arguments, **options)
+
+    monkeypatch.setattr(erasing, "erase_digests", meanwhile)
+    assert erase_listed(backcast, Listed(Erased(1, {Entity.ITEM: wanted})), actor="ann") == 3
+    kept = registry.snapshots.undeleted()
+    assert came == [kept[-1].id, "put late"]
+    for snapshot in kept:
+        changes = read_changes(backcast.artifacts, registry.deltas.of(snapshot.id))
+        assert sorted(changes.erased(Entity.ITEM)) == ["item 1", "published", "put late"]
+    assert registry.erasures.all().digests == {Entity.ITEM: wanted}
+    assert delta_files(local_home) == len(kept) + 1  # none is left of what was refused
 
 
 def test_files_stay_where_the_answer_to_the_commit_is_lost(
