@@ -62,9 +62,9 @@ class Artifacts:
         """Return the name of a folder that nobody else will be given."""
         return f"{kind}/{name}-{secrets.token_hex(4)}"
 
-    def url(self, folder: str, name: str) -> str:
-        """Return where a file lies, for messages."""
-        return str(self._fs.unstrip_protocol(self._path(folder, name)))
+    def url(self, *parts: str) -> str:
+        """Return where a folder lies, or a file in it, for messages."""
+        return str(self._fs.unstrip_protocol(self._path(*parts)))
 
     def write(self, folder: str, files: Mapping[str, bytes]) -> dict[str, FileDigest]:
         """Write small files; they are durable when this returns."""
@@ -131,36 +131,62 @@ class Artifacts:
             yield file
 
     def delete(self, folder: str) -> None:
-        """Remove a folder; one that is gone already is fine."""
+        """Remove a folder; one that is gone already is fine.
+
+        Raises:
+            ArtifactUnwritable: there is no permission.
+        """
         path = self._path(folder)
-        while self._fs.exists(path):
-            with suppress(FileNotFoundError):  # another process may be deleting it too
-                self._fs.rm(path, recursive=True)
+        with _translated(self.url(folder)):
+            while self._fs.exists(path):
+                with suppress(FileNotFoundError):  # another process may be deleting it too
+                    self._fs.rm(path, recursive=True)
 
     def delete_file(self, folder: str, name: str) -> None:
-        """Remove one file; one that is gone already is fine."""
-        with suppress(FileNotFoundError):
+        """Remove one file; one that is gone already is fine.
+
+        Raises:
+            ArtifactUnwritable: there is no permission.
+        """
+        with _translated(self.url(folder, name)), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(folder, name))
 
     def exists(self, folder: str, name: str) -> bool:
-        """Return whether a file is there; nothing is said of its content."""
-        found: bool = self._fs.exists(self._path(folder, name))
+        """Return whether a file is there; nothing is said of its content.
+
+        Raises:
+            ArtifactError: that cannot be told.
+        """
+        with _reading(self.url(folder, name)):
+            found: bool = self._fs.exists(self._path(folder, name))
         return found
 
     def size(self, folder: str) -> int:
-        """Return how many bytes the files of a folder take; 0 for one that is gone."""
-        return int(self._fs.du(self._path(folder))) if self._fs.exists(self._path(folder)) else 0
+        """Return how many bytes the files of a folder take; 0 for one that is gone.
+
+        Raises:
+            ArtifactError: that cannot be told.
+        """
+        path = self._path(folder)
+        with _reading(self.url(folder)), suppress(FileNotFoundError):  # deleted meanwhile
+            return int(self._fs.du(path)) if self._fs.exists(path) else 0
+        return 0
 
     def folders(self) -> dict[str, "FoundFolder"]:
-        """Return every folder that holds files, by name, whoever wrote it; "" is the root."""
+        """Return every folder that holds files, by name, whoever wrote it; "" is the root.
+
+        Raises:
+            ArtifactError: they cannot be listed.
+        """
         self._fs.invalidate_cache()
         found: dict[str, FoundFolder] = {}
         start = len(self._path(""))
-        for path, about in self._fs.find(self._path(""), detail=True).items():
-            folder, _, name = path[start:].rpartition("/")
-            if name:
-                file = FoundFolder(about["size"], self._fs.modified(path).astimezone(UTC))
-                found[folder] = file if folder not in found else found[folder] + file
+        with _reading(self.url("")):
+            for path, about in self._fs.find(self._path(""), detail=True).items():
+                folder, _, name = path[start:].rpartition("/")
+                if name:
+                    file = FoundFolder(about["size"], self._fs.modified(path).astimezone(UTC))
+                    found[folder] = file if folder not in found else found[folder] + file
         return found
 
     def now(self) -> datetime:
@@ -201,8 +227,7 @@ class Artifacts:
         except FileNotFoundError as error:
             raise ArtifactMissing(self.url(folder, name)) from error
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ArtifactError(f"{self.url(folder, name)} cannot be read: {reason}.") from error
+            raise _unreadable(self.url(folder, name), error) from error
         with file:
             yield file
 
@@ -279,6 +304,18 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArtifactUnwritable(url, error.strerror or str(error)) from error
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{url} cannot be read: {error.strerror or error}.")
 
 
 def _sync_folders(folder: str, root: str) -> None:

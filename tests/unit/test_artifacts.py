@@ -1,5 +1,6 @@
 """Files come back as they were written, or with the reason why not."""
 
+import errno
 import hashlib
 import os
 import pickle
@@ -7,10 +8,12 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -226,6 +229,37 @@ def test_folder_is_deleted_alone_and_twice(artifacts: Artifacts, root: str) -> N
     artifacts.delete("versions/v0-a")
     artifacts.delete("versions/v0-a")
     assert names(root) == ["versions/v0-ab/t"]
+
+
+class Refusing(MemoryFileSystem):  # type: ignore[misc]
+    """A file system that lets nobody look or delete, as a bucket may."""
+
+    protocol = "refusing"
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    exists = rm = rm_file = find = _refuse
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (lambda artifacts: artifacts.delete("v/a"), ArtifactUnwritable),
+        (lambda artifacts: artifacts.delete_file("v/a", "t"), ArtifactUnwritable),
+        (lambda artifacts: artifacts.exists("v/a", "t"), ArtifactError),
+        (lambda artifacts: artifacts.size("v/a"), ArtifactError),
+        (lambda artifacts: artifacts.folders(), ArtifactError),
+    ],
+    ids=["delete", "delete_file", "exists", "size", "folders"],
+)
+def test_what_may_not_be_looked_at_or_deleted_is_named(
+    act: Callable[[Artifacts], object], error: type[ArtifactError]
+) -> None:
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    with pytest.raises(ArtifactError, match=r"^refusing://.*: Permission denied\.") as refused:
+        act(Artifacts("refusing://root"))
+    assert type(refused.value) is error
 
 
 def test_folder_names_do_not_repeat() -> None:
