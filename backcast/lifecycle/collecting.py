@@ -6,15 +6,15 @@ for no good reason goes while nothing else can be loading it: under the slot of 
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
 from backcast.artifacts import FOLDER
 from backcast.drift import bounded_snapshot
-from backcast.errors import OperationRunning, StoreError
+from backcast.errors import ArtifactError, BackcastError, OperationRunning, StoreError
 from backcast.lifecycle.operations import alone
 from backcast.lifecycle.places import Backcast
 from backcast.settings import Settings
@@ -78,20 +78,13 @@ def sweep(backcast: Backcast, grace: timedelta) -> list[str]:
     Returns their ids. They are condemned first and noted as deleted last, so that a kill half-way
     is finished by the next call, and no transaction is open while files are deleted. Their changes
     and drift bounds go with them.
+
+    Raises:
+        ArtifactError, StoreError: that of the first snapshot that cannot be deleted, which it
+            names; all others are.
     """
-    condemned = backcast.registry.snapshots.condemn(backcast.registry.now() - grace)
-    for snapshot in condemned:
-        drift = backcast.registry.drifts.of(snapshot.id)
-        if drift is not None:
-            _drop_drift(backcast, drift.id)
-        backcast.store.drop(snapshot.id)
-        for folder in _delta_folders(backcast, snapshot.id):
-            backcast.artifacts.delete(folder)
-        backcast.artifacts.delete(snapshot.folder)
-        backcast.registry.snapshots.mark_deleted(snapshot.id)
-        for folder in _delta_folders(backcast, snapshot.id):  # of an erasure that came meanwhile
-            backcast.artifacts.delete(folder)
-    return [snapshot.id for snapshot in condemned]
+    with _Tries() as tries:
+        return [one.name for one in _delete_snapshots(backcast, grace, tries)]
 
 
 def plan_collection(backcast: Backcast, policy: Policy) -> list[Doomed]:
@@ -105,20 +98,21 @@ def plan_collection(backcast: Backcast, policy: Policy) -> list[Doomed]:
 
 
 def collect(backcast: Backcast, policy: Policy, actor: str) -> list[Doomed]:
-    """Delete what nobody needs, and return it.
+    """Delete what nobody needs, and return what was deleted.
 
     Raises:
         OperationRunning: an operation may be loading what the store seems to hold for nothing;
             all the rest is deleted.
+        ArtifactError, StoreError: that of the first thing that cannot be deleted, which it names;
+            all others are.
     """
-    doomed = plan_collection(backcast, policy)
-    sweep(backcast, policy.grace)
-    _delete_weights(backcast, policy)
-    if any(one.what == "stored" for one in doomed):
-        with _alone(backcast, policy, actor):
-            for name in _unneeded(backcast):
-                _drop_stored(backcast, name)
-    return doomed
+    with _Tries() as tries:
+        deleted = _delete_snapshots(backcast, policy.grace, tries)
+        deleted += _delete_weights(backcast, policy, tries)
+        if _unneeded(backcast):
+            with _alone(backcast, policy, actor):
+                deleted += _delete_stored(backcast, _unneeded(backcast), tries)
+        return deleted
 
 
 def plan_litter(backcast: Backcast) -> list[Doomed]:
@@ -140,22 +134,54 @@ def plan_litter(backcast: Backcast) -> list[Doomed]:
 
 
 def collect_litter(backcast: Backcast, policy: Policy, actor: str) -> list[Doomed]:
-    """Delete what ``plan_litter`` lists, and return it.
+    """Delete what ``plan_litter`` lists, and return what was deleted.
 
     Every snapshot in the store is taken for this registry's: never share a Redis database between
     registries and call this.
 
     Raises:
         OperationRunning: an operation may need it; nothing was deleted.
+        ArtifactError, StoreError: that of the first thing that cannot be deleted, which it names;
+            all others are.
     """
-    with _alone(backcast, policy, actor):
-        doomed = plan_litter(backcast)
-        for one in doomed:
-            if one.what == "folder":
-                backcast.artifacts.delete(one.name)
-            else:
-                backcast.store.drop(one.name)
-    return doomed
+    deleted = []
+    with _Tries() as tries, _alone(backcast, policy, actor):
+        for one in plan_litter(backcast):
+            with tries.each(one.name):
+                if one.what == "folder":
+                    backcast.artifacts.delete(one.name)
+                else:
+                    backcast.store.drop(one.name)
+                deleted.append(one)
+    return deleted
+
+
+class _Tries:
+    """Lets one thing after another be deleted whatever becomes of each before it.
+
+    When the block ends, the first error is raised, and says what could not be deleted.
+    """
+
+    def __init__(self) -> None:
+        self._first: BackcastError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None and self._first is not None:
+            raise self._first
+
+    @contextmanager
+    def each(self, name: str) -> Iterator[None]:
+        """Delete one thing in the block, which an error ends."""
+        try:
+            yield
+        except (ArtifactError, StoreError) as error:
+            if self._first is None:
+                told = f"{name} is not deleted: {error.message}"
+                self._first = type(error).rebuild(told, error.data)
+                self._first.__cause__ = error
 
 
 class Collector:
@@ -175,15 +201,21 @@ class Collector:
         self._seen: dict[str, float] = {}
 
     def collect(self) -> None:
-        """Delete what is due."""
-        sweep(self._backcast, self._policy.grace)
-        now = self._clock()
-        if self._looked_at is None or now - self._looked_at >= self.LOOK_SECONDS:
-            self._looked_at = now
-            _delete_weights(self._backcast, self._policy)
-            self._drop_stored(now)
+        """Delete what is due.
 
-    def _drop_stored(self, now: float) -> None:
+        Raises:
+            ArtifactError, StoreError: that of the first thing that cannot be deleted, which it
+                names; all others are.
+        """
+        with _Tries() as tries:
+            _delete_snapshots(self._backcast, self._policy.grace, tries)
+            now = self._clock()
+            if self._looked_at is None or now - self._looked_at >= self.LOOK_SECONDS:
+                self._looked_at = now
+                _delete_weights(self._backcast, self._policy, tries)
+                self._drop_stored(now, tries)
+
+    def _drop_stored(self, now: float, tries: _Tries) -> None:
         unneeded = _unneeded(self._backcast)
         self._seen = {name: self._seen.get(name, now) for name in unneeded}
         patience = max(self.PATIENCE_SECONDS, self._policy.grace.total_seconds())
@@ -191,9 +223,9 @@ class Collector:
             return
         try:
             with _alone(self._backcast, self._policy, "service"):
-                for name in set(_unneeded(self._backcast)):
-                    if now - self._seen.get(name, now) >= patience:
-                        _drop_stored(self._backcast, name)
+                again = _unneeded(self._backcast)
+                due = [name for name in again if now - self._seen.get(name, now) >= patience]
+                _delete_stored(self._backcast, due, tries)
         except OperationRunning:
             return  # the next look may find nobody at work
 
@@ -203,6 +235,29 @@ def _alone(backcast: Backcast, policy: Policy, actor: str) -> AbstractContextMan
 
 
 # --- snapshots ------------------------------------------------------------------------------------
+
+
+def _delete_snapshots(backcast: Backcast, grace: timedelta, tries: _Tries) -> list[Doomed]:
+    deleted = []
+    for snapshot in backcast.registry.snapshots.condemn(backcast.registry.now() - grace):
+        with tries.each(f"Snapshot {snapshot.id}"):
+            doomed = _doomed_snapshot(backcast, snapshot)
+            _delete_snapshot(backcast, snapshot)
+            deleted.append(doomed)
+    return deleted
+
+
+def _delete_snapshot(backcast: Backcast, snapshot: SnapshotRecord) -> None:
+    drift = backcast.registry.drifts.of(snapshot.id)
+    if drift is not None:
+        _drop_drift(backcast, drift.id)
+    backcast.store.drop(snapshot.id)
+    for folder in _delta_folders(backcast, snapshot.id):
+        backcast.artifacts.delete(folder)
+    backcast.artifacts.delete(snapshot.folder)
+    backcast.registry.snapshots.mark_deleted(snapshot.id)
+    for folder in _delta_folders(backcast, snapshot.id):  # of an erasure that came meanwhile
+        backcast.artifacts.delete(folder)
 
 
 def _doomed_snapshot(backcast: Backcast, snapshot: SnapshotRecord) -> Doomed:
@@ -252,6 +307,16 @@ def _doomed_stored(backcast: Backcast, name: str) -> Doomed:
     return Doomed(
         "stored", name, "in the store, and not live nor in its grace", _held(backcast, name)
     )
+
+
+def _delete_stored(backcast: Backcast, names: Sequence[str], tries: _Tries) -> list[Doomed]:
+    deleted = []
+    for name in names:
+        with tries.each(f"Snapshot {name}, in the store alone,"):
+            doomed = _doomed_stored(backcast, name)
+            _drop_stored(backcast, name)
+            deleted.append(doomed)
+    return deleted
 
 
 def _drop_stored(backcast: Backcast, name: str) -> None:
@@ -306,10 +371,16 @@ def _doomed_weights(version: Version) -> Doomed:
     return Doomed("weights", name, reason, version.files[WEIGHTS].size)
 
 
-def _delete_weights(backcast: Backcast, policy: Policy) -> None:
-    for version in _unfit_models(backcast, policy):
-        backcast.registry.versions.note_weights_deleted(version.number)
-        backcast.artifacts.delete_file(version.folder, WEIGHTS)
+def _delete_weights(backcast: Backcast, policy: Policy, tries: _Tries) -> list[Doomed]:
+    deleted = []
+    with tries.each("The weights of a version"):  # whether they are there cannot be told
+        for version in _unfit_models(backcast, policy):
+            doomed = _doomed_weights(version)
+            with tries.each(doomed.name):
+                backcast.registry.versions.note_weights_deleted(version.number)
+                backcast.artifacts.delete_file(version.folder, WEIGHTS)
+                deleted.append(doomed)
+    return deleted
 
 
 # --- litter ---------------------------------------------------------------------------------------

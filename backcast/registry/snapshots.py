@@ -106,8 +106,8 @@ class Snapshots:
     def condemn(self, moment: datetime) -> list[SnapshotRecord]:
         """Condemn what was superseded at ``moment`` or before; return all that waits for deletion.
 
-        A condemned snapshot never goes live again, so its files may be deleted without a lock, by
-        anyone and more than once.
+        They come oldest first. A condemned snapshot never goes live again, so its files may be
+        deleted without a lock, by anyone and more than once.
         """
         if not self.due(moment):
             return []
@@ -117,7 +117,8 @@ class Snapshots:
         with self._db.write() as connection:
             take_turn(connection)
             connection.execute(update(tables.snapshots).where(due).values(condemned_at=utc_now()))
-            return [_snapshot(row) for row in connection.execute(_select().where(waiting))]
+            wanted = _select().where(waiting).order_by(row.created_at, row.id)
+            return [_snapshot(found) for found in connection.execute(wanted)]
 
     def mark_deleted(self, id: str) -> None:
         """Note that the files of a condemned snapshot are gone."""

@@ -1,19 +1,21 @@
 """What nobody needs any more goes, is shown before, and nothing else goes."""
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from backcast.artifacts import Artifacts
 from backcast.chains import load_chain
-from backcast.errors import OperationRunning
+from backcast.errors import ArtifactUnwritable, OperationRunning
 from backcast.lifecycle import (
     Collector,
     Doomed,
@@ -25,6 +27,7 @@ from backcast.lifecycle import (
     plan_collection,
     plan_litter,
     rollback,
+    sweep,
     upsert,
 )
 from backcast.lifecycle.collecting import WEIGHTS
@@ -32,7 +35,8 @@ from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.snapshots import write_snapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import Claim, Entity, OperationState
+from backcast.versions import Claim, Entity, OperationState, SnapshotRecord
+from tests.service_support import client_of
 from tests.support import Home, batches, build_home, exit_codes, normal
 
 HOUR, NOW = Policy(timedelta(hours=1)), Policy(timedelta(0))
@@ -124,6 +128,97 @@ class TestSnapshots:
         assert live is not None
         [record] = home.backcast.registry.deltas.of(live.snapshot)
         assert record.file.split("/")[1] == folders(home, "deltas")[0]
+
+
+class TestUndeletable:
+    """What cannot be deleted is told of, and keeps nothing else from being deleted."""
+
+    @pytest.fixture
+    def home(self, local_home: Home) -> Home:
+        """Versions 0 and 1 are superseded, and a candidate's vectors are in the store."""
+        local_home.promote(2)
+        local_home.register(9, parent=2)
+        local_home.publish(3)
+        load_snapshot(local_home.backcast, newest(local_home, 3))
+        return local_home
+
+    @pytest.fixture
+    def bad(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> str:
+        """The oldest snapshot, whose files cannot be deleted."""
+        [bad] = [name for name in home.held() if name.startswith("v0-")]
+        rm = LocalFileSystem.rm
+
+        def refuse(self: LocalFileSystem, path: str, **options: Any) -> None:
+            if path.endswith(bad):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            rm(self, path, **options)
+
+        monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+        return bad
+
+    def check_all_else_is_gone(self, home: Home, bad: str) -> None:
+        live = newest(home, 2)
+        assert home.held() == [live]
+        assert folders(home, "snapshots") == [bad, live, newest(home, 3)]
+        assert folders(home, "drifts") == [drift_of(home, live)]
+        weights = Path(home.settings.artifacts_root).glob(f"versions/*/{WEIGHTS}")
+        assert sorted(path.parent.name[:2] for path in weights) == ["v2", "v3"]
+        undeleted = home.backcast.registry.snapshots.undeleted()
+        assert [s.id for s in undeleted if s.condemned_at is not None] == [bad]
+        home.check_served(2)
+
+    def test_collection_goes_on_and_names_it(self, home: Home, bad: str) -> None:
+        with pytest.raises(
+            ArtifactUnwritable, match=rf"^Snapshot {bad} is not deleted: .*Permission denied"
+        ):
+            collect(home.backcast, FIT, "ann")
+        self.check_all_else_is_gone(home, bad)
+
+    def test_replica_goes_on_and_names_it_each_time(self, home: Home, bad: str) -> None:
+        clock = Clock()
+        collector = Collector(home.backcast, FIT, clock)
+        for _ in range(12):
+            with pytest.raises(ArtifactUnwritable, match=rf"^Snapshot {bad} is not deleted"):
+                collector.collect()
+            clock.now += Collector.LOOK_SECONDS
+        self.check_all_else_is_gone(home, bad)
+
+    def test_once_it_can_be_it_is_deleted(
+        self, home: Home, bad: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(ArtifactUnwritable):
+            sweep(home.backcast, timedelta(0))
+        monkeypatch.undo()
+        assert sweep(home.backcast, timedelta(0)) == [bad]
+        assert bad not in folders(home, "snapshots")
+
+    def test_promotion_that_supersedes_it_succeeds(
+        self, home: Home, bad: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with client_of(home, grace_seconds=0.0, poll_seconds=0.05) as client:
+            begun = client.post("/admin/versions/3/promote", json={"expected_live": 2}).json()
+            deadline = time.monotonic() + 30
+            while home.held() != [newest(home, 3)] or bad not in caplog.text:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            ended = client.get(f"/admin/operations/{begun['id']}").json()
+        assert (ended["state"], ended["error"]) == ("succeeded", None)
+
+
+def test_what_is_returned_is_what_was_deleted(
+    local_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, live = newest(local_home, 0), newest(local_home, 1)
+    snapshots = local_home.backcast.registry.snapshots
+    condemn = snapshots.condemn
+
+    def later(_moment: datetime) -> list[SnapshotRecord]:
+        local_home.promote(2)
+        return condemn(local_home.backcast.registry.now())
+
+    monkeypatch.setattr(snapshots, "condemn", later)
+    deleted = collect(local_home.backcast, NOW, "ann")
+    assert names(deleted) == [("snapshot", left), ("snapshot", live)]
 
 
 def load_and_die(settings: Settings, snapshot: str) -> None:
