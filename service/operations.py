@@ -4,19 +4,20 @@ import logging
 import math
 from collections.abc import Callable
 from contextvars import copy_context
-from datetime import timedelta
 from functools import partial
 from threading import Event, Lock, Thread
 from typing import Self
 
 from backcast.errors import BackcastError, OperationAbandoned, RegistryError, ServiceError
-from backcast.lifecycle import Backcast, sweep
+from backcast.lifecycle import Backcast
 from backcast.lifecycle.operations import (
     Attempts,
+    Outcome,
     Watcher,
     abandonment,
     begin,
     carry_out,
+    end,
     new_owner,
     settle,
 )
@@ -40,11 +41,10 @@ class Operator:
         self,
         backcast: Backcast,
         engine: Engine,
-        grace: timedelta,
         timeout: float,
         ended: Callable[[str, Exception | None], object] = lambda _kind, _error: None,
     ) -> None:
-        self._backcast, self._engine, self._grace = backcast, engine, grace
+        self._backcast, self._engine = backcast, engine
         self._timeout, self._ended = timeout, ended
         self._watcher = Watcher(backcast.registry.operations, timeout)
         self._stopping, self._changing = Event(), Lock()
@@ -137,19 +137,19 @@ class Operator:
             self._ended(operation.kind, error)
             logger.warning("operation %s: %s", operation.id, error.message)
         except Exception as error:  # the edge of a thread: nobody above could see the error
-            self._ended(operation.kind, error)
             logger.exception("operation %s", operation.id)
-            self._fail(claim)
+            self._ended(operation.kind, None if self._end(claim) else error)
         finally:
             with self._changing:
                 del self._running[claim]
 
-    def _fail(self, claim: Claim) -> None:
+    def _end(self, claim: Claim) -> Outcome | None:
         error = ServiceError("An unforeseen error; the service's log has it.")
         try:
-            self._backcast.registry.operations.fail(claim, error)
+            return end(self._backcast, claim, error)
         except (OperationAbandoned, RegistryError) as lost:
             logger.warning("operation %s: %s", claim.id, lost.message)
+            return None
 
     def _hand_back(self, claim: Claim) -> None:
         try:
@@ -162,6 +162,7 @@ class Operator:
     def _follow(self, live: Live) -> None:
         try:
             self._engine.refresh()
-            sweep(self._backcast, self._grace)
-        except BackcastError as error:  # the promotion is done; the next poll does this again
-            logger.warning("after the promotion of version %d: %s", live.version, error.message)
+        except BackcastError as error:  # the switch is done; the next poll does this again
+            logger.warning("version %d is live, not yet here: %s", live.version, error.message)
+        except Exception:  # whatever it is, what others see of the operation is that it succeeded
+            logger.exception("version %d is live, not yet here", live.version)

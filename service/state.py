@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import cast
 
@@ -95,9 +94,8 @@ def open_state(settings: Settings) -> Iterator[State]:
 
         backcast = stack.enter_context(open_backcast(settings))
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, settings.device)
-        grace = timedelta(seconds=settings.grace_seconds)
         timeout = settings.operation_timeout
-        operator = stack.enter_context(Operator(backcast, engine, grace, timeout, meter.ended))
+        operator = stack.enter_context(Operator(backcast, engine, timeout, meter.ended))
         following = poller("following the registry", engine.refresh, settings.poll_seconds)
         following.attempt()
         _log_start(settings, engine)

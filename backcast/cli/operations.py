@@ -11,7 +11,7 @@ from backcast import acts
 from backcast.cli.acting import acting, actor
 from backcast.cli.output import interruptible, note, print_json, print_table, progress, say
 from backcast.cli.promotion import print_plan
-from backcast.errors import Conflict, InvalidInput
+from backcast.errors import BackcastError, Conflict, InvalidInput
 from backcast.lifecycle import (
     Backcast,
     Doomed,
@@ -65,7 +65,10 @@ def perform(backcast: Backcast, settings: Settings, order: Order, what: str) -> 
             report=lambda step, fraction: advance(round(100 * fraction), step),
             say=note,
         )
-    sweep(backcast, timedelta(seconds=settings.grace_seconds))
+    try:
+        sweep(backcast, timedelta(seconds=settings.grace_seconds))
+    except BackcastError as error:  # what was ordered is done
+        note(f"What is over its grace period is still there, for a replica or gc: {error.message}")
     return outcome
 
 

@@ -1,13 +1,16 @@
 """A published snapshot is brought into the vector store."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from backcast.errors import SnapshotNotLoaded
+from backcast.errors import ArtifactError, BackcastError, SnapshotNotLoaded
 from backcast.lifecycle.places import Backcast
 from backcast.snapshots import read_snapshot
 from backcast.stores import Precision, Rounding, VectorStore
 from backcast.vectors import VectorBatch
 from backcast.versions import DriftRecord, Entity
+
+logger = logging.getLogger(__name__)
 
 
 def load_snapshot(
@@ -20,10 +23,12 @@ def load_snapshot(
 
     ``advance`` is told the fraction that is done, at most a hundred times. ``precision`` is that
     of the vectors, where it is not the store's own. Returns the precision that the vectors are
-    stored at, and what it cost.
+    stored at, and what it cost. Drift bounds go with them; where their files are lost, vectors are
+    served all the same, and the bounds are unknown.
 
     Raises:
         InvalidInput: a number is too large for the store's precision.
+        ArtifactError: a file of the vectors is not what was registered.
     """
     record = backcast.registry.snapshots.get(snapshot)
     counts = {Entity(name): count for name, count in record.counts.items()}
@@ -31,8 +36,15 @@ def load_snapshot(
     backcast.store.load(snapshot, record.dim, counts, batches, precision)
     drift = backcast.registry.drifts.of(snapshot)
     if drift is not None:
-        load_drift(backcast, drift)
+        _load_known_drift(backcast, drift)
     return backcast.store.open(snapshot).rounding
+
+
+def _load_known_drift(backcast: Backcast, drift: DriftRecord) -> None:
+    try:
+        load_drift(backcast, drift)
+    except ArtifactError as error:
+        logger.warning("no drift bounds are known of %s: %s", drift.snapshot, error.message)
 
 
 def load_drift(backcast: Backcast, drift: DriftRecord) -> None:
@@ -42,12 +54,17 @@ def load_drift(backcast: Backcast, drift: DriftRecord) -> None:
     backcast.store.load(drift.id, drift.dim, counts, batches, Precision.FLOAT32)
 
 
-def discard_drift(backcast: Backcast, drift: DriftRecord | None) -> None:
-    """Delete drift bounds that no row names."""
-    if drift is not None:
+def discard_drift(backcast: Backcast, drift: DriftRecord) -> None:
+    """Delete drift bounds, unless the registry names them; what cannot be deleted is litter."""
+    try:
+        named = backcast.registry.drifts.of(drift.snapshot)
+        if named is not None and named.id == drift.id:
+            return
         backcast.artifacts.delete(drift.folder)
         if is_loaded(backcast.store, drift.id):  # what is there in part is left to the collector
             backcast.store.drop(drift.id)
+    except BackcastError as error:  # another one is on its way, and says more
+        logger.warning("drift bounds %s are not deleted: %s", drift.id, error.message)
 
 
 def _counted(

@@ -185,7 +185,8 @@ def carry_out(
 ) -> Outcome:
     """Run an operation that this process has claimed, from wherever it stands, to its end.
 
-    ``followed`` is told what is live before others are told that the operation has succeeded.
+    ``followed`` is told what is live before others are told that the operation has succeeded;
+    it may not fail.
 
     Raises:
         OperationAbandoned: another process has it now; what this one did is harmless.
@@ -289,16 +290,25 @@ def settle(backcast: Backcast, seen: Operation, error: BackcastError) -> bool:
     claim = operations.take(seen, new_owner("ended by"))
     if claim is None:
         return False
-    _end(backcast, claim, error)
+    end(backcast, claim, error)
     return True
 
 
-def _end(backcast: Backcast, claim: Claim, error: BackcastError) -> None:
+def end(backcast: Backcast, claim: Claim, error: BackcastError) -> Outcome | None:
+    """End an operation that goes no further: as succeeded where it made its switch, else failed.
+
+    Returns what it made live, None where it has failed.
+
+    Raises:
+        OperationAbandoned: another process has it now.
+    """
     live = backcast.registry.deployments.made_by(claim.id)
     if live is None:
         backcast.registry.operations.fail(claim, error)
-    else:
-        backcast.registry.operations.succeed(claim, Outcome.of(backcast, live).document())
+        return None
+    outcome = Outcome.of(backcast, live)
+    backcast.registry.operations.succeed(claim, outcome.document())
+    return outcome
 
 
 def abandonment(seen: Operation, timeout: float) -> OperationAbandoned:
@@ -381,5 +391,5 @@ def _ended_by_interrupt(backcast: Backcast, claim: Claim) -> Iterator[None]:
         raise  # the operation has ended, or must not
     except BaseException as error:
         word = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Ended by an error"
-        _end(backcast, claim, OperationAbandoned(f"{word}; nothing was switched."))
+        end(backcast, claim, OperationAbandoned(f"{word}; nothing was switched."))
         raise

@@ -242,8 +242,9 @@ def promote(
         return Promoted(switch_carrying(backcast, switch), rounding)
     except RegistryError:  # the answer to a commit may be lost, and the bounds be needed
         raise
-    except BaseException:
-        discard_drift(backcast, plan.drift)
+    except BaseException:  # an interrupt may come when the switch is done
+        if plan.drift is not None:
+            discard_drift(backcast, plan.drift)
         raise
 
 

@@ -43,7 +43,8 @@ def refresh(
         report=report,
     )
     promoted, newest = go(), backcast.registry.snapshots.latest(live.version)
-    if newest is not None and newest.id != promoted.live.snapshot:
+    is_filled = promoted.live.generation == live.generation  # and nothing is switched yet
+    if is_filled and newest is not None and newest.id != live.snapshot:
         promoted = go()  # the store had lost what was live, and was filled with that first
     return promoted
 

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from sqlalchemy import event, update
 
 from backcast.acts import Act, Actor, ActRecord, Outcome
+from backcast.artifacts import Artifacts, HashingFile
+from backcast.drift import bounded_snapshot, open_bounds
 from backcast.errors import (
     BackcastError,
     Conflict,
@@ -39,6 +42,7 @@ from backcast.lifecycle.operations import Watcher, begin, new_owner
 from backcast.registry import OperationDraft, postgres, tables
 from backcast.registry.snapshots import Snapshots
 from backcast.settings import Settings
+from backcast.snapshots import read_snapshot
 from backcast.vectors import VectorBatch
 from backcast.versions import Claim, Entity, Operation, OperationState
 from service.engine import Engine
@@ -62,7 +66,7 @@ def replica(home: Home, *, watching: bool = True) -> Iterator[Operator]:
     """A replica's part that runs operations, on connections of its own."""
     with open_backcast(home.settings) as backcast:
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
-        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+        with Operator(backcast, engine, TIMEOUT) as operator:
             stop = threading.Event()
 
             def watch() -> None:
@@ -138,6 +142,35 @@ def die_in_load(backcast: Backcast) -> None:
     )
 
 
+def die_in_load_of_bounds(backcast: Backcast) -> None:
+    load = backcast.store.load
+
+    def cut_short(batches: Iterable[VectorBatch]) -> Iterator[VectorBatch]:
+        for batch in batches:
+            yield from batch.slices(3)
+            die()
+
+    def watched(_: Any, snapshot: str, dim: int, counts: Any, batches: Any, precision: Any) -> None:
+        of_bounds = bounded_snapshot(snapshot) != snapshot
+        load(snapshot, dim, counts, cut_short(batches) if of_bounds else batches, precision)
+
+    type(backcast.store).load = watched  # type: ignore[assignment,method-assign]
+
+
+def die_while_bounds_are_written(_: Backcast) -> None:
+    create = Artifacts.create
+
+    @contextmanager
+    def cut_short(artifacts: Artifacts, folder: str, name: str) -> Iterator[HashingFile]:
+        with create(artifacts, folder, name) as file:
+            if folder.startswith("drifts/"):
+                file.write(b"PAR1")
+                die()
+            yield file
+
+    Artifacts.create = cut_short  # type: ignore[method-assign,assignment]
+
+
 def die_at_step(backcast: Backcast, point: str) -> None:
     progress = backcast.registry.operations.progress
 
@@ -155,8 +188,10 @@ def die_before_end(backcast: Backcast) -> None:
 
 KILLS: dict[str, Callable[[Backcast], None]] = {
     "check": lambda backcast: die_at_step(backcast, "check"),
+    "in-bounds": die_while_bounds_are_written,
     "load": lambda backcast: die_at_step(backcast, "load"),
     "in-load": die_in_load,
+    "in-load-of-bounds": die_in_load_of_bounds,
     "switch": lambda backcast: die_at_step(backcast, "switch"),
     "after-swap": lambda backcast: die_after(backcast, "UPDATE live"),
     "before-commit": lambda backcast: die_after(backcast, "INSERT INTO deployments"),
@@ -179,7 +214,7 @@ def accept_and_die(settings: Settings, point: str) -> None:
     with open_backcast(settings) as backcast:
         KILLS[point](backcast)
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
-        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+        with Operator(backcast, engine, TIMEOUT) as operator:
             with backcast.registry.audit.recording(Actor("ann", "1a2b3c4d"), PROMOTING) as recorded:
                 operator.start(Promote(1, 0), "ann", "morning", recorded.id)
             time.sleep(WAIT_S)
@@ -242,7 +277,7 @@ def compact_and_die(settings: Settings, point: str) -> None:
         else:
             die_at_step(backcast, point)
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
-        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+        with Operator(backcast, engine, TIMEOUT) as operator:
             operator.start(Refresh(0, 0, compacted=True), "ann")
             time.sleep(WAIT_S)
 
@@ -361,6 +396,76 @@ def test_key_sent_again_finds_the_same_operation(home: Home) -> None:
     assert len(home.backcast.registry.operations.recent(10)) == 1
 
 
+# --- what goes wrong after the switch -------------------------------------------------------------
+
+
+def promote_here(home: Home, harm: Callable[[Operator], None]) -> None:
+    """Promote version 1 as a replica does, harmed; demand that it counts as what it is: done."""
+    counted: list[tuple[str, Exception | None]] = []
+    with open_backcast(home.settings) as backcast:
+        engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
+        with (
+            Operator(backcast, engine, TIMEOUT, lambda *one: counted.append(one)) as operator,
+            backcast.registry.audit.recording(Actor("ann"), PROMOTING) as recorded,
+        ):
+            harm(operator)
+            operation, _ = operator.start(Promote(1, 0), "ann", act=recorded.id)
+            done = ended(home, operation.id)
+    assert (done.state, done.error) == (OperationState.SUCCEEDED, None)
+    assert done.result is not None
+    assert done.result["live_version"] == 1
+    assert counted == [("promote", None)]
+    assert (act_of(home).outcome, act_of(home).code) == (Outcome.SUCCEEDED, None)
+    home.check_served(1)
+
+
+def test_switch_that_this_replica_cannot_follow_has_succeeded(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    def out_of_memory() -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    def harm(operator: Operator) -> None:
+        operator._engine.refresh = out_of_memory  # type: ignore[method-assign]
+
+    promote_here(home, harm)
+    assert "version 1 is live, not yet here" in caplog.text
+    assert "CUDA out of memory" in caplog.text
+
+
+def test_switch_before_an_unforeseen_error_has_succeeded(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    def harm(operator: Operator) -> None:
+        operations, pending = operator._backcast.registry.operations, [RuntimeError("a bug")]
+        succeed = operations.succeed
+
+        def fail_once(claim: Claim, result: Any) -> None:
+            if pending:
+                raise pending.pop()
+            succeed(claim, result)
+
+        operations.succeed = fail_once  # type: ignore[method-assign]
+
+    promote_here(home, harm)
+    assert "a bug" in caplog.text
+
+
+def test_refresh_is_one_switch_whatever_is_published_meanwhile(home: Home) -> None:
+    wanted, published = home.publish(0, seed=1), home.vectors[0]
+
+    def report(step: str, _fraction: float) -> None:
+        if step == "switch":
+            home.publish(0, seed=2)
+
+    outcome = run_order(home.backcast, Refresh(0), "cli:ann", timeout=TIMEOUT, report=report)
+    assert outcome.live.snapshot == wanted.id
+    [operation] = home.backcast.registry.operations.recent(10)
+    assert history(home) == [("refresh", 0, operation.id), ("promote", 0, None)]
+    home.vectors[0] = published
+    home.check_served(0)
+
+
 # --- owners that sleep ----------------------------------------------------------------------------
 
 
@@ -396,7 +501,7 @@ def accept_and_pause(settings: Settings, point: str) -> None:
         operations.progress = watched  # type: ignore[method-assign]
         operations.succeed = late  # type: ignore[method-assign]
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
-        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+        with Operator(backcast, engine, TIMEOUT) as operator:
             operator.start(Promote(1, 0), "ann")
             deadline = time.monotonic() + WAIT_S
             while operator._running and time.monotonic() < deadline:
@@ -469,7 +574,7 @@ def accept_and_pause_in_switch(settings: Settings) -> None:
     with open_backcast(settings) as backcast:
         event.listen(backcast.registry._engine, "after_cursor_execute", pause)
         engine = Engine(backcast.registry, backcast.artifacts, backcast.store, "cpu")
-        with Operator(backcast, engine, timedelta(hours=1), TIMEOUT) as operator:
+        with Operator(backcast, engine, TIMEOUT) as operator:
             operator.start(Promote(1, 0), "ann")
             deadline = time.monotonic() + WAIT_S
             while operator._running and time.monotonic() < deadline:
@@ -701,6 +806,59 @@ def test_interrupt_ends_the_operation(
         }
     assert operations.active() is None
     assert live_version(home) == (1 if switched else 0)
+
+
+def test_interrupt_just_after_the_switch_leaves_the_bounds(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = home.backcast.registry
+    switch = registry.deployments.switch_in_turn
+
+    def interrupted(make: Any) -> Any:
+        switch(make)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry.deployments, "switch_in_turn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_order(home.backcast, Promote(1), "cli:ann", timeout=TIMEOUT)
+    [operation] = registry.operations.recent(10)
+    assert operation.state is OperationState.SUCCEEDED
+    check_bounds(home)
+
+
+def check_bounds(home: Home) -> None:
+    """Demand that the drift bounds of what is live are there: in the store, and as files."""
+    live = home.backcast.registry.deployments.live()
+    assert live is not None
+    drift = home.backcast.registry.drifts.of(live.snapshot)
+    assert drift is not None
+    bounds = open_bounds(drift, home.backcast.store)
+    assert bounds is not None
+    [batch] = [b for b in read_snapshot(home.backcast.artifacts, drift) if b.entity is Entity.ITEM]
+    found = bounds.of(Entity.ITEM, batch.ids, 0)
+    assert found.tobytes() == np.ascontiguousarray(batch.vectors[:, 0]).tobytes()
+    assert (found > 0).all()
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt, PromotionConflict])
+def test_bounds_that_cannot_be_deleted_hide_no_error(
+    home: Home, monkeypatch: pytest.MonkeyPatch, cause: type[BaseException]
+) -> None:
+    def report(step: str, _fraction: float) -> None:
+        if step == "switch":
+            raise cause("the reason why")
+
+    asked: list[str] = []
+
+    def refuse(_: Any, path: str, **__: Any) -> None:
+        asked.append(path)
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+    with pytest.raises(cause, match="the reason why"):
+        home.promote(1, report=report)
+    assert "/drifts/" in asked[0]
+    home.check_served(0)
 
 
 def test_command_that_is_refused_at_once_leaves_no_operation(home: Home) -> None:

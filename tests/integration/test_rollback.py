@@ -96,6 +96,12 @@ def test_rollback_is_a_switch_to_what_was_live_before(home: Home) -> None:
     assert (row["from_version"], row["from_snapshot"]) == (2, seen.snapshot)
 
 
+def test_rollback_reads_no_vector_again(home: Home) -> None:
+    home.backcast.artifacts.delete(home.backcast.registry.snapshots.get(newest(home, 1)).folder)
+    back(home)
+    home.check_served(1)
+
+
 def test_consumers_of_the_newer_version_are_told_the_reason(home: Home) -> None:
     with client_of(home) as client:
         assert client.get("/embeddings/item 1?version=2").status_code == 200

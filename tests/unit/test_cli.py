@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from fsspec.implementations.local import LocalFileSystem
 from typer.main import get_command
 
 from backcast.cli import app, main
@@ -512,6 +513,25 @@ def test_a_rollback_to_a_named_snapshot(published: Shell) -> None:
     arguments = ("--to-snapshot", snapshot, "--expected-live", "1", "--reason", "x", "--json")
     live = json.loads(published("rollback", *arguments).output)
     assert (live["live_version"], live["snapshot"]) == (0, f"{snapshot}.0")
+
+
+def test_what_cannot_be_deleted_after_an_order_is_noted(
+    published: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_backcast(Settings.load(home=published.home)) as backcast:
+        live = backcast.registry.deployments.live()
+        assert live is not None
+
+    def refuse(_: Any, path: str, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+    done = published("rollback", "--reason", "clicks fell", "--json", BACKCAST_GRACE_SECONDS="0")
+    assert done.code == 0
+    assert json.loads(done.output)["live_version"] == live.version - 1
+    told = done.log.splitlines()[-1]
+    assert told.startswith("What is over its grace period is still there, for a replica or gc: ")
+    assert f"Snapshot {live.snapshot} is not deleted" in told
 
 
 def test_operations_for_a_person_and_a_script(published: Shell) -> None:
