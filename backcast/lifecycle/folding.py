@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from backcast.artifacts import Artifacts
 from backcast.changes import Changes, read_changes
+from backcast.errors import ArtifactError
 from backcast.registry import Erased, Registry
 from backcast.snapshots import read_snapshot
 from backcast.vectors import VectorBatch
@@ -124,7 +125,11 @@ def _read_put(
 ) -> list[tuple[Entity, AbstractSet[str]]]:
     if "put" not in details:
         return []
-    content = artifacts.read(snapshot.folder, PUT_FILE, details["put"]["sha256"])
+    try:
+        content = artifacts.read(snapshot.folder, PUT_FILE, details["put"]["sha256"])
+    except ArtifactError as error:  # without it, what was put would be lost unnoticed
+        mend = "It says which ids were put; copy it from a backup, where it has the same name."
+        raise type(error).rebuild(f"{error.message} {mend}", error.data) from error
     table = pq.read_table(io.BytesIO(content))
     ids: dict[Entity, set[str]] = {}
     for entity, id in zip(*(table.column(c).to_pylist() for c in ("entity", "id")), strict=True):

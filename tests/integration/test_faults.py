@@ -26,8 +26,8 @@ from sqlalchemy import Engine, text
 from starlette.testclient import TestClient
 
 from backcast.changes import Delta, write_delta
-from backcast.errors import ArtifactUnwritable, RegistryError
-from backcast.lifecycle import sweep
+from backcast.errors import ArtifactError, ArtifactUnwritable, RegistryError
+from backcast.lifecycle import publish, refresh, rollback, sweep
 from backcast.registry import database
 from backcast.registry.database import utc_now
 from backcast.registry.schema import downgrade, make_engine, upgrade
@@ -36,7 +36,7 @@ from backcast.versions import Entity, Live, Scope
 from benchmarks.soak_replicas import Replica, replica_environment
 from tests import servers
 from tests.service_support import assert_served, bearer, client_of, read_rows, secret_of
-from tests.support import Home, build_home, check_books
+from tests.support import Home, batches, build_home, check_books
 from tests.trainer_support import synthetic
 
 PROBLEM = "urn:backcast:problem:"
@@ -375,6 +375,70 @@ class TestArtifacts:
             eventually(lambda: check_answers(client, home, live=1))
             assert client.get("/readyz").json()["snapshot"].endswith(".1")
             check_books(home)
+
+    def test_drift_bounds_are_unknown_and_nothing_else(
+        self, tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with ExitStack() as stack:
+            home = stack.enter_context(build_home(tmp_path, live=2))
+            for name in home.backcast.store.snapshots():
+                home.backcast.store.drop(name)
+            damage = stack.enter_context(ExitStack())
+            for path in Path(home.settings.artifacts_root).glob("drifts/*/item.parquet"):
+                damage.enter_context(harmed(path, harm))
+            home.promote(2)  # again, which fills the store
+            self.check_bounds(home, known=False)
+            rollback(home.backcast, actor="tests", reason="worse")
+            self.check_bounds(home, known=False)
+            assert caplog.text.count("no drift bounds are known of v") == 2
+            assert caplog.text.count("item.parquet is") == 2
+            damage.close()
+            home.backcast.store.drop(live(home).snapshot)
+            home.promote(1)
+            self.check_bounds(home, known=True)
+            check_books(home)
+
+    def check_bounds(self, home: Home, *, known: bool) -> None:
+        """Demand right answers with the drift bounds of version 0, or with none."""
+        version, ids = live(home).version, home.ids(version=live(home).version)
+        home.check_served(version)
+        with client_of(home) as client:
+            asked = {"ids": ids, "version": 0, "drift": True}
+            answer = client.post("/embeddings/batch", json=asked).json()
+        bounds = [row["drift_bound"] for row in answer["embeddings"]]
+        assert [bound is not None for bound in bounds] == [known] * len(ids)
+
+    def test_list_of_what_was_put_is_named_and_no_id_is_lost(
+        self, tmp_path: Path, harm: Callable[[Path], None]
+    ) -> None:
+        with build_home(tmp_path, live=1) as home:
+            put(home, "new", seed=7)()
+            vectors = home.vectors[1]
+            served = vectors[Entity.ITEM]
+            vectors[Entity.ITEM] = {id: served[id] for id in served if id != "new"}
+            self.publish(home)
+            refresh(home.backcast, actor="tests")
+            folder = home.backcast.registry.snapshots.get(live(home).snapshot).folder
+            root = Path(home.settings.artifacts_root)
+            held = sorted(path.name for path in root.glob("snapshots/*"))
+            with (
+                harmed(root / folder / "put.parquet", harm),
+                pytest.raises(
+                    ArtifactError, match=r"/put\.parquet is .* copy it from a backup, where it has"
+                ),
+            ):
+                self.publish(home)
+            assert sorted(path.name for path in root.glob("snapshots/*")) == held
+            self.publish(home)
+            refresh(home.backcast, actor="tests")
+            with client_of(home) as client:
+                answer = client.get("/embeddings/new", params={"version": 1})
+            assert read_rows(answer).tobytes() == served["new"].tobytes()
+            check_books(home)
+
+    def publish(self, home: Home) -> None:
+        backcast = home.backcast
+        publish(backcast.registry, backcast.artifacts, 1, batches(home.vectors[1]), details={})
 
 
 def check_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
