@@ -32,9 +32,14 @@ _SECRETS = (
     (re.compile(r"bc_([0-9a-f]{8})_[\w-]+"), r"bc_\1_…"),  # the prefix of a key is public
     (re.compile(r"\bbc_(\w{1,8})_[\w-]{20,}"), r"bc_\1_…"),  # and was mistyped
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 …"),
-    (re.compile(r"://([^\s/:@]*):\S*@"), r"://\1:…@"),
     (re.compile(r"(?i)\b(password|passwd|secret|token)=[^\s&'\"]+"), r"\1=…"),
 )
+
+# A password may hold anything but a blank, so the last @ of a word ends it. One pattern that looks
+# for that @ would read the rest of the word again from each "://x:", and a stranger's path may have
+# thousands of them.
+_WORD = re.compile(r"\S+")
+_PASSWORD = re.compile(r"://([^/:@]*):.*")
 
 # Control characters but the tab, ends of lines, and what turns the order of a text.
 _CONTROLS = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -44,7 +49,12 @@ def redact(text: str) -> str:
     """Return ``text`` without keys, Authorization headers and passwords in URLs."""
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)
-    return text
+    return _WORD.sub(_without_password, text) if "://" in text else text
+
+
+def _without_password(word: re.Match[str]) -> str:
+    before, at, host = word[0].rpartition("@")
+    return _PASSWORD.sub(r"://\1:…", before, count=1) + at + host
 
 
 def one_line(text: str) -> str:

@@ -65,6 +65,8 @@ METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 
 _MOST_ERRORS = 20  # of a request that is wrong everywhere
 _LONGEST = 40  # characters of a field's name, as a stranger spelt it
+_LONGEST_PATH = 2000  # characters of a path, and more than any that leads somewhere
+_SLACK = 500  # beyond them: a secret that begins within them is mostly seen whole
 
 
 def status_of(error: type[BackcastError]) -> HTTPStatus:
@@ -120,10 +122,15 @@ def problem(
 def _instance(request: Request) -> str:
     # Decoded, a key is seen however it was written; a head that was refused has no such path.
     path: str = request.scope.get("path", "")
-    if "bc_" in path:
-        return quote(logs.redact(path))
     raw: bytes = request.scope["raw_path"]
+    if "bc_" in path or len(raw) > 2 * _LONGEST_PATH:
+        return quote(_shown(path))
     return raw.decode("ascii", errors="replace")
+
+
+def _shown(path: str) -> str:
+    shown = logs.redact(path[: _LONGEST_PATH + _SLACK])
+    return shown if len(shown) <= _LONGEST_PATH else f"{shown[: _LONGEST_PATH - 1]}…"
 
 
 def _request_id() -> dict[str, str]:
@@ -186,7 +193,7 @@ async def _on_http_exception(request: Request, raised: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     detail = error.detail
     if detail == status.phrase:  # which says nothing
-        detail = f"{request.method} {logs.redact(request.url.path)}: {detail}"
+        detail = f"{request.method} {_shown(request.scope['path'])}: {detail}"
     headers = error.headers
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers = {**(headers or {}), "Allow": ", ".join(_methods(request))}
