@@ -1,8 +1,10 @@
 """Connections: how many there are, and how long and how large a request's head may be.
 
-uvicorn limits the head neither in time nor in size, and answers what it refuses in plain text.
+uvicorn limits the head neither in time nor in size nor in number, and answers what it refuses in
+plain text.
 """
 
+import secrets
 from asyncio import BaseTransport, TimerHandle
 from collections.abc import Awaitable
 from http import HTTPStatus
@@ -12,14 +14,19 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from backcast import logs
 from backcast.errors import Overloaded
-from service.correlation import Correlation
+from service.correlation import HEADER, Correlation
+from service.metrics.meter import NONE, OTHER
 from service.metrics.middleware import Metered
 from service.problems import HTTP_CODES, describe, problem
 from service.state import State
 
 LONGEST_HEAD = 64 << 10
 """Most bytes of a request's line and headers, beyond what one read of the socket brings."""
+
+LONGEST_PIPELINE = 16
+"""Most requests of a connection that wait for the one that is being answered."""
 
 _LAST_S = 0.5  # for a request that is on its way when the server stops
 _ALWAYS = ("/livez", "/readyz", "/metrics")  # who looks after a replica is never one too many
@@ -28,14 +35,16 @@ _ALWAYS = ("/livez", "/readyz", "/metrics")  # who looks after a replica is neve
 class Protocol(HttpToolsProtocol):
     """A connection of uvicorn's, within the limits of the service's settings.
 
-    Over one too many only health checks and scrapes are answered with more than a 503, and it is
-    closed. One that does not bring a request's head in time, or does not take the end of an answer,
-    is cut.
+    For one too many, that is closed which has been idle longest. Where none is, only health checks
+    and scrapes are answered with more than a 503 on the new one, and it is closed. One that does
+    not bring a request's head in time, or does not take the end of an answer, is cut. One that asks
+    too much at once is closed when it was answered what it had asked before.
     """
 
     _state: State
     _watch: TimerHandle
     _seen: Any = None  # the request at which the connection stood still at the last look
+    _read_on = True
     _in_head = False
     _head = 0
     _number = 0  # of the request that is being read
@@ -47,8 +56,9 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)  # type: ignore[arg-type]
         self._state = self.app_state["service"]
         most = self._state.settings.max_connections
-        if len(self.connections) > most:
+        if len(self.connections) > most and not self._make_room():
             self.app = _Crowded(self.app, most)
+        self._note_idle()
         if len(self.connections) > 2 * most:  # as many are being refused
             self._state.shed["connections"] += 1
             self.transport.abort()
@@ -57,10 +67,13 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._watch.cancel()
+        self._state.idle.pop(self.transport, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read, but no head and no trailers without an end."""
+        if not self._read_on:
+            return
         number, in_head, content = self._number, self._in_head, self._content
         super().data_received(data)
         if number != self._number:
@@ -68,7 +81,9 @@ class Protocol(HttpToolsProtocol):
         if in_head and self._in_head:
             self._head += len(data)
             if self._head > LONGEST_HEAD:
-                self._refuse_head()
+                self._state.shed["large heads"] += 1
+                most = f"A request's line and headers have at most {LONGEST_HEAD} bytes."
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, most)
         elif not in_head:
             self._around = self._around + len(data) if content == self._content else 0
             if self._around > LONGEST_HEAD:
@@ -76,7 +91,13 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request; raise where too many wait, so that the parser stops and this is refused.
+
+        uvicorn keeps each that a read brings, and one read may bring 14,000.
+        """
+        if len(self.pipeline) >= LONGEST_PIPELINE:
+            self._state.shed["pipelines"] += 1
+            raise OverflowError
         self._number += 1
         self._in_head, self._head, self._content, self._around = True, 0, 0, 0
         super().on_message_begin()
@@ -94,7 +115,18 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer."""
         self._in_head = False
+        self._state.idle.pop(self.transport, None)
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for one."""
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self._note_idle()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser cannot read, or was not let read on."""
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def shutdown(self) -> None:
         """Close when what is being asked is answered; wait a little where nothing is."""
@@ -102,6 +134,19 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
         else:
             self.loop.call_later(_LAST_S, super().shutdown)
+
+    def _make_room(self) -> bool:
+        """Close the connection on which nothing has been answered for longest, if there is one."""
+        if not self._state.idle:
+            return False
+        transport, _ = self._state.idle.popitem(last=False)
+        self._state.shed["idle connections"] += 1
+        transport.close()
+        return True
+
+    def _note_idle(self) -> None:
+        if not isinstance(self.app, _Crowded):  # which has no room that another could take
+            self._state.idle[self.transport] = None
 
     def _look_later(self) -> None:
         self._watch = self.loop.call_later(self._state.settings.head_seconds, self._look)
@@ -123,14 +168,29 @@ class Protocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _refuse_head(self) -> None:
-        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        detail = f"A request's line and headers have at most {LONGEST_HEAD} bytes."
+    def _refuse(self, status: HTTPStatus, detail: str) -> None:
+        """Read no more, and say why; only close where that would fall into another answer."""
+        self._read_on = False
+        if not self._is_answering() or self._waits_for_body():
+            self.transport.write(self._problem(status, detail))
+            self.transport.close()
+        elif self.cycle.more_body:  # what is being answered, or waits for that, has no end
+            self.transport.abort()
+        else:
+            self.cycle.keep_alive = False
+
+    def _waits_for_body(self) -> bool:
+        """Tell whether the only request has no end yet, nor its answer a beginning."""
+        return not self.pipeline and self.cycle.more_body and not self.cycle.response_started
+
+    def _problem(self, status: HTTPStatus, detail: str) -> bytes:
         nowhere = Request({"type": "http", "raw_path": b"", "headers": []})
-        response = problem(nowhere, status, HTTP_CODES[status], detail)
-        self._state.shed["large heads"] += 1
-        self.transport.write(_written(response))
-        self.transport.close()
+        code, id = HTTP_CODES[status], secrets.token_hex(8)
+        logs.request_id.set(id)  # in the context of this connection, which ends
+        response = problem(nowhere, status, code, detail)
+        response.headers[HEADER] = id
+        self._state.meter.answered(NONE, OTHER, status, 0.0, problem=code)
+        return _written(response)
 
 
 class _Crowded:

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections import Counter
+from asyncio import Transport
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class State:
             slow one takes no threads from requests that need none.
         probes: lets one health check at a time ask the store, which may hang.
         scrapes: lets one scrape at a time be written.
+        idle: the connections on which nothing is being answered, the one that has been so for
+            longest first.
         shed: how many requests were refused so far because there was too much to do, by the kind
             of limit.
         draining: set once the replica is told to stop.
@@ -74,6 +77,7 @@ class State:
     scrapes: CapacityLimiter
     shed: Counter[str]
     draining: threading.Event
+    idle: OrderedDict[Transport, None] = field(default_factory=OrderedDict)
     forbidden: dict[tuple[str, str], float] = field(default_factory=dict)
 
 

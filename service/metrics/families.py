@@ -106,7 +106,7 @@ SHED = Family(
 )
 LIMITS = (
     *("batches", "changes", "slow batches", "connections", "slow connections", "large heads"),
-    *("rate of requests", "rate of vectors"),
+    *("idle connections", "pipelines", "rate of requests", "rate of vectors"),
 )
 STORE_ERRORS = Family(
     "backcast_store_errors_total",

@@ -20,7 +20,7 @@ from backcast.versions import Scope
 from service import requests
 from service.app import create_app
 from service.metrics import families
-from service.protocol import LONGEST_HEAD, Protocol
+from service.protocol import LONGEST_HEAD, LONGEST_PIPELINE, Protocol
 from service.state import State
 from service.wire import Format
 from tests.service_support import bearer, running, secret_of
@@ -119,6 +119,29 @@ def assert_problem(client: socket.socket, status: int, code: str) -> dict[str, s
     if status in {429, 503}:
         assert int(headers["retry-after"]) >= 1
     return headers
+
+
+def all_of(client: socket.socket) -> bytes:
+    """Read until the connection is closed."""
+    whole = b""
+    with suppress(ConnectionResetError):
+        while piece := client.recv(1 << 20):
+            whole += piece
+    return whole
+
+
+def answers_in(whole: bytes) -> list[tuple[int, dict[str, str], bytes]]:
+    """Return all answers in some bytes, which hold nothing else."""
+    found = []
+    while whole:
+        head, _, rest = whole.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        length = int(headers["content-length"])
+        assert len(rest) >= length
+        found.append((int(first.removeprefix("HTTP/1.1 ")[:3]), headers, rest[:length]))
+        whole = rest[length:]
+    return found
 
 
 def is_closed(client: socket.socket) -> bool:
@@ -279,9 +302,11 @@ def test_large_batch_of_what_looks_like_many_values_is_answered(home: Home) -> N
 
 def test_connections_beyond_the_most_are_told_so_and_closed(home: Home) -> None:
     with (
-        serving(home, max_connections=2) as served,  # of which its client holds one
-        served.connected(),
+        serving(home, max_connections=2) as served,
+        served.connected(served.head()),
+        served.connected(served.head()),
     ):
+        served.holding(2)
         for _ in range(3):
             with served.connected(served.head(length=0)) as client:
                 headers = assert_problem(client, 503, "overloaded")
@@ -290,9 +315,52 @@ def test_connections_beyond_the_most_are_told_so_and_closed(home: Home) -> None:
                 assert is_closed(client)
         for path in ("/readyz", "/metrics"):
             assert httpx2.get(f"{served.url}{path}").status_code == 200
-        assert served.http.get(SINGLE).status_code == 200
-        assert served.state.shed == {"connections": 3}
+        assert served.state.shed == {"connections": 3, "idle connections": 1}
         assert served.state.meter.counts()[families.PROBLEMS.key("overloaded")] == [3]
+
+
+def test_connection_that_was_idle_longest_makes_room(home: Home) -> None:
+    plain = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, max_connections=4))
+        clients = [stack.enter_context(served.connected(sent)) for sent in (plain, b"", plain)]
+        asked, silent, fresh = clients  # a fourth is that of the tests' client, from before them
+        assert answer_of(asked)[0] == answer_of(fresh)[0] == 200
+        asked.sendall(plain)
+        assert answer_of(asked)[0] == 200
+        for _ in range(2):
+            batch = stack.enter_context(served.connected(served.head(length=2)))
+        served.holding(2)
+        assert is_closed(silent)
+        for client in (fresh, asked):
+            assert answer_of(stack.enter_context(served.connected(plain)))[0] == 200
+            assert is_closed(client)
+        batch.sendall(b"{}")
+        assert answer_of(batch)[0] == 422
+        assert served.state.shed == {"idle connections": 4}
+
+
+def test_connection_that_is_refused_makes_no_room(home: Home) -> None:
+    plain = b"GET /versions HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, max_connections=2))
+        for _ in range(2):
+            stack.enter_context(served.connected(served.head(length=2)))
+        served.holding(2)
+        crowd = [stack.enter_context(served.connected()) for _ in range(2)]
+        for client in crowd:
+            client.sendall(plain)
+            assert_problem(client, 503, "overloaded")
+
+
+def test_crowd_that_only_keeps_its_connections_keeps_nobody_out(home: Home) -> None:
+    plain = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, max_connections=10))
+        for _ in range(50):
+            assert answer_of(stack.enter_context(served.connected(plain)))[0] == 200
+        assert served.http.get(SINGLE).status_code == 200
+        assert served.state.shed.keys() == {"idle connections"}
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: a\r\n"])
@@ -335,6 +403,54 @@ def test_head_without_an_end_is_refused(home: Home) -> None:
             found = client.recv(65_536)
         assert found.startswith(b"HTTP/1.1 431 ") or served.state.shed["large heads"] == 1
         assert served.http.get("/livez").status_code == 200
+
+
+def test_head_without_an_end_does_not_fall_into_another_answer(home: Home) -> None:
+    body = orjson.dumps({"ids": ["item 0"] * 400_000, "version": 0})
+    with serving(home, max_batch=400_000) as served:
+        request = served.head(length=len(body), headers={"Accept": Format.RAW}) + body
+        with served.connected(request) as client:
+            assert client.recv(100, socket.MSG_PEEK | socket.MSG_WAITALL)  # of 26 MB
+            client.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+            deadline = time.monotonic() + PATIENCE_S
+            while not served.state.shed["large heads"]:
+                assert time.monotonic() < deadline
+                client.sendall(b"a" * 1024)
+                time.sleep(0.0005)
+            [(status, _, vectors)] = answers_in(all_of(client))
+    assert status == 200
+    assert vectors == vectors[:64] * 400_000
+
+
+def test_requests_beyond_the_most_in_a_pipeline_are_not_kept(home: Home) -> None:
+    plain = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving(home) as served:
+        with served.connected(plain * 10_000) as client:
+            answers = answers_in(all_of(client))
+        assert [status for status, *_ in answers] == [200] * (LONGEST_PIPELINE + 1)
+        assert "connection" not in answers[0][1]
+        assert answers[-1][1]["connection"] == "close"
+        assert served.state.shed == {"pipelines": 1}
+        with served.connected() as client:
+            for _ in range(3):
+                client.sendall(plain * LONGEST_PIPELINE)
+                found = b""
+                while found.count(b"HTTP/1.1 200 OK") < LONGEST_PIPELINE:
+                    found += client.recv(65_536)
+        assert served.state.shed == {"pipelines": 1}
+
+
+def test_what_is_no_request_is_told_so(home: Home) -> None:
+    with serving(home) as served:
+        with served.connected(b"NONSENSE\r\n\r\n") as client:
+            headers = assert_problem(client, 400, "bad-request")
+            assert headers["connection"] == "close"
+            assert len(headers["x-request-id"]) == 16
+            assert is_closed(client)
+        assert served.state.meter.counts()[families.PROBLEMS.key("bad-request")] == [1]
+        plain = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+        with served.connected(plain + b"NONSENSE\r\n\r\n") as client:
+            assert [status for status, *_ in answers_in(all_of(client))] == [200]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/nowhere", "/embeddings/batch"])
