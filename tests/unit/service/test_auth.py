@@ -1,5 +1,7 @@
 """Who may do what, and how soon a revocation is felt."""
 
+import hashlib
+import hmac
 import threading
 import time
 from collections import Counter
@@ -105,6 +107,27 @@ def test_wrong_and_unknown_secrets_are_told_alike(keys: Keys, change: object) ->
         identify(KeyRing(keys, 5.0), change(secret))
     assert raised.value.message == "This key is not known here."
     assert raised.value.data == {}
+
+
+def test_digests_are_compared_in_constant_time(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+    compare = hmac.compare_digest
+
+    def watch(given: str, kept: str) -> bool:
+        compared.append((given, kept))
+        return compare(given, kept)
+
+    monkeypatch.setattr(hmac, "compare_digest", watch)
+    key, secret = keys.create("search", Scope.READ)
+    wrong = secret[:-1] + ("A" if secret[-1] != "A" else "B")
+    unknown = f"bc_00000000_{secret.split('_', 2)[2]}"
+    assert identify(KeyRing(keys, 5.0), secret) == key
+    for refused in (wrong, unknown):
+        with pytest.raises(Unauthorized, match="not known"):
+            identify(KeyRing(keys, 5.0), refused)
+    # SHA-256, which nobody can steer towards one that is kept; of an unknown prefix none is.
+    digests = [hashlib.sha256(sent.encode()).hexdigest() for sent in (secret, wrong)]
+    assert compared == [(digest, key.sha256) for digest in digests]
 
 
 def test_holder_learns_of_expiry_and_revocation(home: Home, keys: Keys) -> None:
