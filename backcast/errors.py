@@ -349,8 +349,9 @@ class LastAdminKey(Conflict):
 
     def __init__(self, prefix: str) -> None:
         super().__init__(
-            f"Key {prefix} is the last one in force with scope admin. Create another or rotate it, "
-            "or force it, with a reason: the next one then comes from `backcast keys create`.",
+            f"Beside key {prefix} none with scope admin is in force, rotated ones aside. Create "
+            "another or rotate it, or force it, with a reason: the next one then comes from "
+            "`backcast keys create`.",
             prefix=prefix,
         )
 

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy.exc import OperationalError
 
 from backcast.artifacts import dump_json, dump_tensors
 from backcast.chains import load_chain
@@ -261,6 +263,34 @@ def check_books(home: Home) -> None:
                 assert row.state in {OperationState.SUCCEEDED, OperationState.FAILED}
                 assert (row.result is None) is (row.state == OperationState.FAILED)
                 assert (row.error is None) is (row.state == OperationState.SUCCEEDED)
+
+
+@contextmanager
+def registry_away_after(statement: str) -> Iterator[None]:
+    """Let no registry answer from the commit on that follows a statement with these words."""
+    seen, away = threading.Event(), threading.Event()
+
+    def look(*execution: Any) -> None:
+        if statement in execution[2]:
+            seen.set()
+
+    def leave(_connection: Connection) -> None:
+        if seen.is_set():
+            away.set()
+
+    def refuse(_connection: Connection) -> None:
+        if away.is_set():
+            raise OperationalError("BEGIN", None, OSError("the server is away"))
+
+    listeners = (("before_cursor_execute", look), ("commit", leave), ("begin", refuse))
+    for name, listener in listeners:
+        event.listen(Engine, name, listener)
+    try:
+        yield
+    finally:
+        for name, listener in listeners:
+            event.remove(Engine, name, listener)
+    assert away.is_set()
 
 
 def as_stored(vector: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:

@@ -86,8 +86,7 @@ class Keys:
         with self._db.write() as connection:
             _demand_to_come(connection, expires_at)
             owner = _consumer(connection, consumer, pin)
-            prefix, secret = _insert(connection, owner, scope, expires_at)
-        return self._get(prefix), secret
+            return _insert(connection, owner, scope, expires_at)
 
     def rotate(
         self, prefix: str, overlap: timedelta, *, expires_at: datetime | None = None
@@ -109,19 +108,13 @@ class Keys:
             if expires_at is None and old.expires_at is not None:
                 expires_at = _after(now, old.expires_at - old.created_at)
             owner = select(tables.api_keys.c.consumer).where(tables.api_keys.c.prefix == prefix)
-            successor, secret = _insert(
+            new, secret = _insert(
                 connection, connection.execute(owner).scalar_one(), old.scope, expires_at
             )
             until = min(now + overlap, old.expires_at or now + overlap)
             end = {"expires_at": until} if overlap else {"revoked_at": now}
-            _change(connection, prefix, successor=successor, **end)
-        return self._get(successor), secret
-
-    def _get(self, prefix: str) -> Key:
-        found = self.find(prefix)
-        if found is None:
-            raise UnknownKey(prefix)
-        return found
+            _change(connection, prefix, successor=new.prefix, **end)
+            return new, secret
 
     def find(self, prefix: str) -> Key | None:
         """Return the key with this prefix, in force or not."""
@@ -151,7 +144,8 @@ class Keys:
 
         Raises:
             UnknownKey: there is no such key.
-            LastAdminKey: no other key with scope admin is in force, and that was to be spared.
+            LastAdminKey: no other key with scope admin is in force, but ones that were rotated, and
+                that was to be spared.
         """
         with self._db.write() as connection:
             now = clock(connection)
@@ -159,13 +153,17 @@ class Keys:
                 _spare_last_admin(connection, prefix, now)
             if _hold(connection, prefix).revoked_at is None:
                 _change(connection, prefix, revoked_at=now)
-        return self._get(prefix)
+            return _hold(connection, prefix)
 
 
 def _insert(
     connection: Connection, consumer: int, scope: Scope, expires_at: datetime | None
-) -> tuple[str, str]:
-    """Write a new key; return its prefix and its secret."""
+) -> tuple[Key, str]:
+    """Write a new key; return it and its secret.
+
+    It is read here, not when all is done: a registry that went away then would take with it the
+    only answer that ever holds the secret.
+    """
     prefix = secrets.token_hex(_PREFIX_BYTES)
     secret = f"bc_{prefix}_{secrets.token_urlsafe(_SECRET_BYTES)}"
     row = insert(tables.api_keys).values(
@@ -181,7 +179,7 @@ def _insert(
             connection.execute(row)
     except IntegrityError:  # another key has this prefix
         return _insert(connection, consumer, scope, expires_at)
-    return prefix, secret
+    return _hold(connection, prefix), secret
 
 
 def _demand_name(consumer: str) -> None:
@@ -239,7 +237,10 @@ def _spare_last_admin(connection: Connection, prefix: str, now: datetime) -> Non
     # In one order, and held: two that revoke each other's key come one after the other.
     admins = _select().where(keys.scope == Scope.ADMIN).order_by(keys.prefix)
     held = connection.execute(admins.with_for_update(of=tables.api_keys))
-    if [key.prefix for key in map(_key, held) if key.in_force(now)] == [prefix]:
+    in_force = [key for key in map(_key, held) if key.in_force(now)]
+    # One that was rotated is in force only while its holder takes up the successor.
+    lasting = {key.prefix for key in in_force if key.successor is None}
+    if prefix in {key.prefix for key in in_force} and not lasting - {prefix}:
         raise LastAdminKey(prefix)
 
 

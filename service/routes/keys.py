@@ -72,7 +72,7 @@ def create_key(
             wanted.consumer, wanted.scope, pin=wanted.pin, expires_at=wanted.expires_at
         )
         found.found["key"] = made[0].prefix
-    return _shown(request, response, *made)
+    return _shown(response, *made)
 
 
 @router.post(
@@ -102,7 +102,7 @@ def rotate_key(
     with recorded(request, caller, act) as found:
         made = keys.rotate(prefix, overlap, expires_at=wanted.expires_at)
         found.found["key"] = made[0].prefix
-    return _shown(request, response, *made)
+    return _shown(response, *made)
 
 
 @router.post(
@@ -121,10 +121,10 @@ def revoke_key(
     The last one in force with scope admin is refused with 409 `last-admin-key`, unless forced.
     Revoking twice changes nothing.
     """
-    registry = state_of(request).backcast.registry
+    keys = state_of(request).backcast.registry.keys
     with recorded(request, caller, acts.revoking_key(prefix, wanted.force, wanted.reason)):
-        revoked = registry.keys.revoke(prefix, spare_last_admin=not wanted.force)
-    return KeyDocument.of(revoked, registry.now())
+        revoked = keys.revoke(prefix, spare_last_admin=not wanted.force)
+    return KeyDocument.of(revoked, revoked.created_at)  # it is revoked, whatever the time is
 
 
 @router.get("/audit", summary="The audit log", responses=problem_responses(401, 403, 422, 503))
@@ -135,7 +135,7 @@ def list_acts(request: Request, query: Annotated[ActsQuery, Query()]) -> ActsDoc
     return ActsDocument(acts=[ActDocument.model_validate(act) for act in found])
 
 
-def _shown(request: Request, response: Response, key: Key, secret: str) -> NewKeyDocument:
+def _shown(response: Response, key: Key, secret: str) -> NewKeyDocument:
     response.headers["Cache-Control"] = "no-store"
-    now = state_of(request).backcast.registry.now()
-    return NewKeyDocument(**KeyDocument.of(key, now).model_dump(), key=secret)
+    # Nothing is asked of the registry any more: if it failed, nobody would have the secret.
+    return NewKeyDocument(**KeyDocument.of(key, key.created_at).model_dump(), key=secret)

@@ -51,7 +51,7 @@ from backcast.versions import (
     Version,
     VersionState,
 )
-from tests.support import draft
+from tests.support import draft, registry_away_after
 
 T = TypeVar("T")
 
@@ -633,6 +633,22 @@ class TestKeys:
             assert [m for m in made if isinstance(m, BaseException)] == []
         assert len(registry.keys.all()) == 20
 
+    def test_secret_is_returned_though_the_registry_goes_away_then(
+        self, registry: Registry
+    ) -> None:
+        with registry_away_after("INSERT INTO api_keys"):
+            key, secret = registry.keys.create("search", Scope.READ)
+            with pytest.raises(RegistryError, match="is away"):
+                registry.keys.find(key.prefix)
+        assert matches(key, secret)
+        with registry_away_after("INSERT INTO api_keys"):
+            new, secret = registry.keys.rotate(key.prefix, DAY)
+        assert matches(new, secret)
+        with registry_away_after("UPDATE api_keys"):
+            ended = registry.keys.revoke(key.prefix)
+        assert ended.successor == new.prefix
+        assert registry.keys.all() == [ended, new]
+
 
 class TestRotation:
     def test_successor_is_of_the_same_consumer_scope_and_pin(self, registry: Registry) -> None:
@@ -719,6 +735,20 @@ class TestLastAdmin:
             registry.keys.revoke(other.prefix, spare_last_admin=True)
         registry.keys.revoke(one.prefix, spare_last_admin=True)  # it is already
         assert registry.keys.revoke(other.prefix).revoked_at is not None
+
+    def test_key_in_its_overlap_is_no_other(self, registry: Registry) -> None:
+        old, _ = registry.keys.create("platform", Scope.ADMIN)
+        new, _ = registry.keys.rotate(old.prefix, DAY)
+        with pytest.raises(LastAdminKey, match=new.prefix):
+            registry.keys.revoke(new.prefix, spare_last_admin=True)
+        registry.keys.revoke(new.prefix)
+        with pytest.raises(LastAdminKey, match=old.prefix):  # though not for long
+            registry.keys.revoke(old.prefix, spare_last_admin=True)
+        other, _ = registry.keys.create("platform", Scope.ADMIN)
+        assert registry.keys.revoke(old.prefix, spare_last_admin=True).revoked_at is not None
+        newest, _ = registry.keys.rotate(other.prefix, DAY)
+        registry.keys.revoke(other.prefix, spare_last_admin=True)
+        assert registry.keys.find(newest.prefix) == newest
 
     def test_two_that_revoke_each_other_leave_one(self, registry: Registry) -> None:
         for _ in range(5):

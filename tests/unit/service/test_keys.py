@@ -29,7 +29,7 @@ from tests.service_support import (
     secret_of,
     set_version,
 )
-from tests.support import Home, build_home
+from tests.support import Home, build_home, registry_away_after
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,26 @@ def test_rotation_without_an_overlap(client: TestClient) -> None:
     response = client.post(f"/admin/keys/{old['prefix']}/rotate", json={"overlap_seconds": 0})
     assert [status(client, key["key"]) for key in (old, response.json())] == [401, 200]
     assert listed(client, old["prefix"])["state"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/{}/rotate", "/{}/revoke"], ids=["create", "rotate", "revoke"]
+)
+def test_answer_comes_though_the_registry_goes_away_once_it_is_done(
+    home: Home, client: TestClient, path: str
+) -> None:
+    old = made(client)
+    statement, body = "INSERT INTO api_keys", {"consumer": "ads"} if path == "" else {}
+    if "revoke" in path:
+        statement = "UPDATE api_keys"
+    with client_of(home) as other, registry_away_after(statement):
+        response = other.post(f"/admin/keys{path.format(old['prefix'])}", json=body)
+        assert code_of(other.get("/admin/keys")) == (503, "registry-error")
+    assert response.is_success, response.text
+    shown = response.json()
+    assert shown["state"] == listed(client, shown["prefix"])["state"]
+    assert status(client, shown.get("key", old["key"])) == (401 if "revoke" in path else 200)
+    assert home.backcast.registry.audit.recent(1)[0].outcome is None
 
 
 @pytest.mark.parametrize("overlap", [-1, "NaN", 1e300, "1h", None])
