@@ -25,6 +25,32 @@ from backcast.errors import (
 )
 
 
+class ActName(StrEnum):
+    """What kind of act; those of operations are also the kinds of orders."""
+
+    PROMOTE = "promote"
+    REFRESH = "refresh"
+    ROLLBACK = "rollback"
+    UPSERT = "upsert"
+    ERASE = "erase"
+    DEPRECATE = "deprecate"
+    WITHDRAW_DEPRECATION = "withdraw-deprecation"
+    RETIRE = "retire"
+    PIN = "pin"
+    CREATE_KEY = "create-key"
+    ROTATE_KEY = "rotate-key"
+    REVOKE_KEY = "revoke-key"
+    TRAIN = "train"
+    PUBLISH = "publish"
+    GC = "gc"
+    RESTORE = "restore"
+    MOVE = "move"
+
+
+VERSION, CONSUMER, KEY = "version", "consumer", "key"
+"""What an act is done to: the first word of its target."""
+
+
 class Outcome(StrEnum):
     """What became of an act: done, not allowed to be, or begun in vain."""
 
@@ -62,7 +88,7 @@ class Act:
     """Something that is about to be done.
 
     Attributes:
-        name: what kind of act.
+        name: what kind of act; see ``ActName``.
         target: what it is done to, in words such as "version 3".
         reason: that was given.
         details: a few more facts, as JSON.
@@ -98,70 +124,73 @@ class ActRecord:
 def ordering(kind: str, order: Mapping[str, Any]) -> Act:
     """Describe an order to change what is live, from its document."""
     told = {name: value for name, value in order.items() if name not in {"version", "reason"}}
-    target = f"version {order['version']}" if "version" in order else None
+    target = f"{VERSION} {order['version']}" if "version" in order else None
     return Act(kind, target, order["reason"], told)
 
 
-def training(method: str, parent: int | None) -> Act:
+def training(method: str, parent: int | None, reason: str | None) -> Act:
     """Describe the training and registration of a version."""
-    return Act("train", details={"method": method, "parent": parent})
+    return Act(ActName.TRAIN, reason=reason, details={"method": method, "parent": parent})
 
 
-def publishing(version: int) -> Act:
+def publishing(version: int, reason: str | None) -> Act:
     """Describe the publication of a snapshot."""
-    return Act("publish", f"version {version}")
+    return Act(ActName.PUBLISH, f"{VERSION} {version}", reason)
 
 
 def deprecating(version: int, sunset_at: datetime, reason: str | None) -> Act:
     """Describe the announcement of a version's end."""
-    return Act("deprecate", f"version {version}", reason, {"sunset_at": sunset_at.isoformat()})
+    return Act(
+        ActName.DEPRECATE, f"{VERSION} {version}", reason, {"sunset_at": sunset_at.isoformat()}
+    )
 
 
-def withdrawing(version: int) -> Act:
+def withdrawing(version: int, reason: str | None) -> Act:
     """Describe that an announcement is taken back."""
-    return Act("withdraw-deprecation", f"version {version}")
+    return Act(ActName.WITHDRAW_DEPRECATION, f"{VERSION} {version}", reason)
 
 
 def retiring(version: int, force: bool, reason: str | None) -> Act:
     """Describe the end of a version."""
-    return Act("retire", f"version {version}", reason, {"force": force})
+    return Act(ActName.RETIRE, f"{VERSION} {version}", reason, {"force": force})
 
 
-def pinning(consumer: str, version: int | None) -> Act:
+def pinning(consumer: str, version: int | None, reason: str | None) -> Act:
     """Describe that a consumer gets or loses its default version."""
-    return Act("pin", f"consumer {consumer}", details={"pin": version})
+    return Act(ActName.PIN, f"{CONSUMER} {consumer}", reason, {"pin": version})
 
 
-def upserting(counts: Mapping[str, int]) -> Act:
+def upserting(counts: Mapping[str, int], reason: str | None) -> Act:
     """Describe that so many ids of each entity kind get vectors."""
-    return Act("upsert", details={"ids": dict(counts)})
+    return Act(ActName.UPSERT, reason=reason, details={"ids": dict(counts)})
 
 
-def erasing(entity: str, ids: Sequence[str]) -> Act:
+def erasing(entity: str, ids: Sequence[str], reason: str | None) -> Act:
     """Describe an erasure: of how many ids, and one digest of them all."""
     # Ids come as they are; whether they can be any is for the erasure to say.
     digests = sorted(hashlib.sha256(id.encode(errors="surrogatepass")).hexdigest() for id in ids)
     together = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    return Act("erase", details={"ids": {entity: len(ids)}, "sha256": together})
+    details = {"ids": {entity: len(ids)}, "sha256": together}
+    return Act(ActName.ERASE, reason=reason, details=details)
 
 
-def erasing_listed(counts: Mapping[str, int]) -> Act:
+def erasing_listed(counts: Mapping[str, int], reason: str | None) -> Act:
     """Describe the erasure of what a list names, of so many digests of each entity kind."""
-    return Act("erase", details={"listed": dict(counts)})
+    return Act(ActName.ERASE, reason=reason, details={"listed": dict(counts)})
 
 
-def restoring(taken_at: datetime, erased: int | None) -> Act:
+def restoring(taken_at: datetime, erased: int | None, reason: str | None) -> Act:
     """Describe that a registry is what a backup of that moment held, but so many erased ids.
 
     ``erased`` is None where no list of erasures was given.
     """
     told = {} if erased is None else {"erased": erased}
-    return Act("restore", details={"backup_of": taken_at.isoformat(), **told})
+    return Act(ActName.RESTORE, reason=reason, details={"backup_of": taken_at.isoformat(), **told})
 
 
-def moving() -> Act:
+def moving(reason: str | None) -> Act:
     """Describe that a registry is the copy of another."""
-    return Act("move")
+    return Act(ActName.MOVE, reason=reason)
 
 
 def creating_key(
@@ -169,19 +198,19 @@ def creating_key(
 ) -> Act:
     """Describe the making of a key."""
     details = {"scope": scope, "pin": pin, "expires_at": expires_at and expires_at.isoformat()}
-    return Act("create-key", f"consumer {consumer}", reason, details)
+    return Act(ActName.CREATE_KEY, f"{CONSUMER} {consumer}", reason, details)
 
 
 def rotating_key(prefix: str, overlap_seconds: float, reason: str | None) -> Act:
     """Describe the rotation of a key."""
-    return Act("rotate-key", f"key {prefix}", reason, {"overlap_seconds": overlap_seconds})
+    return Act(ActName.ROTATE_KEY, f"{KEY} {prefix}", reason, {"overlap_seconds": overlap_seconds})
 
 
 def revoking_key(prefix: str, force: bool, reason: str | None) -> Act:
     """Describe the revocation of a key."""
-    return Act("revoke-key", f"key {prefix}", reason, {"force": force})
+    return Act(ActName.REVOKE_KEY, f"{KEY} {prefix}", reason, {"force": force})
 
 
-def collecting(litter: bool) -> Act:
+def collecting(litter: bool, reason: str | None) -> Act:
     """Describe a collection of what nobody needs."""
-    return Act("gc", details={"litter": litter})
+    return Act(ActName.GC, reason=reason, details={"litter": litter})

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from backcast.acts import Act, Actor
+from backcast.acts import CONSUMER, KEY, VERSION, Act, ActName, Actor
 from backcast.errors import Forbidden, InvalidInput
 from backcast.registry.audit import Recorded
 from backcast.versions import Key
@@ -17,24 +17,24 @@ from service.problems import code_of
 from service.state import state_of
 
 ACTS: Mapping[str, str] = {
-    "promote_version": "promote",
-    "refresh_version": "refresh",
-    "roll_back": "rollback",
-    "put_embeddings": "upsert",
-    "delete_embeddings": "erase",
-    "deprecate_version": "deprecate",
-    "withdraw_version_deprecation": "withdraw-deprecation",
-    "retire_version": "retire",
-    "pin_consumer": "pin",
-    "create_key": "create-key",
-    "rotate_key": "rotate-key",
-    "revoke_key": "revoke-key",
+    "promote_version": ActName.PROMOTE,
+    "refresh_version": ActName.REFRESH,
+    "roll_back": ActName.ROLLBACK,
+    "put_embeddings": ActName.UPSERT,
+    "delete_embeddings": ActName.ERASE,
+    "deprecate_version": ActName.DEPRECATE,
+    "withdraw_version_deprecation": ActName.WITHDRAW_DEPRECATION,
+    "retire_version": ActName.RETIRE,
+    "pin_consumer": ActName.PIN,
+    "create_key": ActName.CREATE_KEY,
+    "rotate_key": ActName.ROTATE_KEY,
+    "revoke_key": ActName.REVOKE_KEY,
 }
 """The act that each endpoint is for; endpoints that only look are not here."""
 
 _RECORDED = "backcast.recorded"
 _FORBIDDEN_S = 60.0
-_TARGETS = {"k": "version", "j": "version", "name": "consumer", "prefix": "key"}
+_TARGETS = {"k": VERSION, "j": VERSION, "name": CONSUMER, "prefix": KEY}
 
 UNSOUND = (Forbidden, InvalidInput, RequestValidationError, HTTPException)
 """What ends a request before its act is begun: it is not allowed, or it is none."""

@@ -34,6 +34,7 @@ class Upsert:
     ids: Sequence[str]
     vectors: NDArray[np.floating]
     expected_live: int | None
+    reason: str | None
 
 
 def upsert_reader(request: Request, limit: int) -> Callable[[bytes], Upsert]:
@@ -64,7 +65,7 @@ def _read_json(limit: int, engine: Engine, content: bytes) -> Upsert:
         engine.refresh()  # a wider version may have come
     wanted = read_few(content, UpsertRequest, limit, _widest(engine))
     vectors = _matrix(wanted.ids, wanted.vectors)
-    return Upsert(wanted.entity, wanted.ids, vectors, wanted.expected_live)
+    return Upsert(wanted.entity, wanted.ids, vectors, wanted.expected_live, wanted.reason)
 
 
 def _widest(engine: Engine) -> int:
@@ -86,4 +87,4 @@ def _matrix(ids: Sequence[str], rows: Sequence[Sequence[float]]) -> NDArray[np.f
 def _read_arrow(limit: int, query: UpsertQuery, content: bytes) -> Upsert:
     with arrow_read():
         ids, vectors = read_vectors(content, limit)
-    return Upsert(query.entity, ids, vectors, query.expected_live)
+    return Upsert(query.entity, ids, vectors, query.expected_live, query.reason)

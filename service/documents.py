@@ -46,6 +46,9 @@ VersionName = Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
 Reason = Annotated[str, Field(min_length=1, max_length=2000)]
 """Why something is done, in a person's words."""
 
+KEPT = "Why; kept in the audit log."
+"""What is said of a reason that goes nowhere else."""
+
 VersionNumber = Annotated[
     StrictInt, Field(ge=0, le=LARGEST_VERSION), BeforeValidator(_whole)
 ]  # no text and no truth value; but to JSON, and to its schemas, 3.0 is 3
@@ -208,7 +211,7 @@ class PromotionRequest(RequestDocument):
         description="Promote although gates fail that may be overridden: lineage, coverage, "
         "change, metric. Needs a `reason`.",
     )
-    reason: str | None = Field(default=None, min_length=1, max_length=2000)
+    reason: Reason | None = None
     snapshot: str | None = Field(
         default=None,
         min_length=1,
@@ -245,7 +248,7 @@ class RefreshRequest(RequestDocument):
         description="First write what is live, with all its changes, as that snapshot.",
     )
     dry_run: bool = Field(default=False, description="Run every gate and change nothing.")
-    reason: str | None = Field(default=None, min_length=1, max_length=2000)
+    reason: Reason | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -267,10 +270,8 @@ class RollbackRequest(RequestDocument):
         description="The version that the caller saw live, which is left."
     )
     dry_run: bool = Field(default=False, description="Say what would happen and change nothing.")
-    reason: str | None = Field(
+    reason: Reason | None = Field(
         default=None,
-        min_length=1,
-        max_length=2000,
         description="Why; told to consumers of the version that is left. Required unless "
         "`dry_run`.",
     )

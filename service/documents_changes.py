@@ -7,7 +7,14 @@ from pydantic import ConfigDict, FailFast, Field, Strict, WithJsonSchema
 
 from backcast.vectors import MAX_ID_BYTES
 from backcast.versions import Entity
-from service.documents import LARGEST_VERSION, Document, RequestDocument, VersionNumber
+from service.documents import (
+    KEPT,
+    LARGEST_VERSION,
+    Document,
+    Reason,
+    RequestDocument,
+    VersionNumber,
+)
 
 _SNAPSHOT = "v3-20261120T091500-1f0a6c2e"
 _EXPECTED = "The version whose model made the vectors; refused unless it is live. Better given."
@@ -25,6 +32,7 @@ class UpsertQuery(RequestDocument):
     expected_live: Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | None = Field(
         default=None, description=_EXPECTED
     )
+    reason: Reason | None = Field(default=None, description=KEPT)
 
 
 class UpsertRequest(RequestDocument):
@@ -51,6 +59,7 @@ class UpsertRequest(RequestDocument):
     )
     entity: Entity = Field(default=Entity.ITEM, description="What the ids stand for.")
     expected_live: VersionNumber | None = Field(default=None, description=_EXPECTED)
+    reason: Reason | None = Field(default=None, description=KEPT)
 
 
 class EraseRequest(RequestDocument):
@@ -64,6 +73,7 @@ class EraseRequest(RequestDocument):
         description="Different ids, known or not. At most BACKCAST_MAX_BATCH of them."
     )
     entity: Entity = Field(default=Entity.ITEM, description="What the ids stand for.")
+    reason: Reason | None = Field(default=None, description=KEPT)
 
 
 class UpsertDocument(Document):

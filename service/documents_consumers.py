@@ -7,7 +7,16 @@ from pydantic import AwareDatetime, ConfigDict, Field, StrictBool, model_validat
 from pydantic_core import PydanticCustomError
 
 from backcast.versions import VersionState
-from service.documents import LARGEST_VERSION, Document, Reason, RequestDocument, VersionNumber
+from service.documents import (
+    KEPT,
+    LARGEST_VERSION,
+    Document,
+    Reason,
+    RequestDocument,
+    VersionNumber,
+)
+
+_PIN = "The version that requests without one are answered with; null for none."
 
 
 class DeprecationRequest(RequestDocument):
@@ -23,6 +32,12 @@ class DeprecationRequest(RequestDocument):
         description="The version is served at least until then; with a zone, and to come."
     )
     reason: Reason | None = Field(default=None, description="Why, or what to use instead.")
+
+
+class WithdrawalQuery(RequestDocument):
+    """What is said of a withdrawal: it has no body."""
+
+    reason: Reason | None = Field(default=None, description=KEPT)
 
 
 class RetirementRequest(RequestDocument):
@@ -56,13 +71,20 @@ class EndingDocument(Document):
 
 
 class PinRequest(RequestDocument):
-    """A consumer's default version."""
+    """A consumer's default version to be."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pin": 2}, {"pin": None}]})
 
-    pin: VersionNumber | None = Field(
-        description="The version that requests without one are answered with; null for none."
-    )
+    pin: VersionNumber | None = Field(description=_PIN)
+    reason: Reason | None = Field(default=None, description=KEPT)
+
+
+class PinDocument(Document):
+    """A consumer's default version."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pin": 2}]})
+
+    pin: int | None = Field(description=_PIN)
 
 
 class ConsumerDocument(Document):

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from backcast.acts import Outcome
 from backcast.versions import Key, KeyState, Scope
 from service.documents import (
+    KEPT,
     LARGEST_VERSION,
     Document,
     Reason,
@@ -23,7 +24,6 @@ from service.documents import (
     VersionNumber,
 )
 
-_KEPT = "Why; kept in the audit log."
 _SECONDS_OF_A_DAY = 86_400
 _SECRET = "bc_1a2b3c4d_ZS1rtRZTBKzrNQS8zPfKUpVGCbUVIn7mUwdLuj1dyvM"
 _KEY: dict[str, JsonValue] = {
@@ -62,7 +62,7 @@ class KeyRequest(RequestDocument):
     expires_at: AwareDatetime | None = Field(
         default=None, description="With a zone, and to come; null for never."
     )
-    reason: Reason | None = Field(default=None, description=_KEPT)
+    reason: Reason | None = Field(default=None, description=KEPT)
 
 
 class RotationRequest(RequestDocument):
@@ -81,7 +81,7 @@ class RotationRequest(RequestDocument):
         default=None,
         description="When the new key expires; null: it lives as long as the old was made to.",
     )
-    reason: Reason | None = Field(default=None, description=_KEPT)
+    reason: Reason | None = Field(default=None, description=KEPT)
 
 
 class RevocationRequest(RequestDocument):
@@ -93,7 +93,7 @@ class RevocationRequest(RequestDocument):
         default=False,
         description="Revoke the last key in force with scope admin too. Needs a `reason`.",
     )
-    reason: Reason | None = Field(default=None, description=_KEPT)
+    reason: Reason | None = Field(default=None, description=KEPT)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

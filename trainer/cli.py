@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from backcast.cli.acting import Reason
 from backcast.cli.output import interruptible, print_json, print_table, progress, say
 from backcast.errors import ConfigError
 from trainer.data.cli import app as data_app
@@ -52,6 +53,7 @@ def train(
     protocol: Annotated[str | None, typer.Option(help="strict or paper.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the next version with its maps to older versions and register them.
@@ -92,7 +94,7 @@ def train(
     with (
         interruptible("Interrupted: nothing was registered."),
         open_registry(settings) as registry,
-        acting(registry, acts.training(method, parent)) as recorded,
+        acting(registry, acts.training(method, parent, reason)) as recorded,
         progress("epoch", training.epochs) as advance,
     ):
 
@@ -293,6 +295,7 @@ def publish(
     ] = None,
     until: Annotated[str, typer.Option(help=f"Use interactions until here: {UNTIL}.")] = "1.0",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute the vectors of all users and items, and write and register a snapshot of them."""
@@ -309,7 +312,7 @@ def publish(
     settings = Settings.load()
     with (
         open_registry(settings) as registry,
-        acting(registry, acts.publishing(version)) as recorded,
+        acting(registry, acts.publishing(version, reason)) as recorded,
     ):
         dataset = Dataset.read(data or Path(registry.versions.get(version).dataset))
         moment = resolve_until(dataset, until)
@@ -359,6 +362,7 @@ def infer(
     ] = False,
     until: Annotated[str, typer.Option(help=f"Use interactions until here: {UNTIL}.")] = "1.0",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute vectors of new users and items with the live version's model, without training."""
@@ -389,7 +393,7 @@ def infer(
             write_vector_file(out, inferred.dim, inferred.batches, {"version": inferred.version})
         live = None
         if upsert and inferred.batches:
-            with acting(backcast.registry, acts.upserting(inferred.counts)) as recorded:
+            with acting(backcast.registry, acts.upserting(inferred.counts, reason)) as recorded:
                 live = upsert_batches(
                     backcast,
                     inferred.batches,

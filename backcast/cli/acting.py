@@ -5,10 +5,15 @@ import pwd
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
+
+import typer
 
 from backcast.acts import Act, Actor
 from backcast.registry import Registry
 from backcast.registry.audit import Recorded
+
+Reason = Annotated[str | None, typer.Option(help="Why; kept in the audit log.")]
 
 _LONGEST = 128
 

@@ -12,7 +12,7 @@ import typer
 
 from backcast import acts
 from backcast.artifacts import Artifacts
-from backcast.cli.acting import acting, actor
+from backcast.cli.acting import Reason, acting, actor
 from backcast.cli.output import interruptible, print_json, progress, say
 from backcast.errors import BackcastError, Conflict, InvalidInput, NotFound
 from backcast.lifecycle import (
@@ -104,6 +104,7 @@ def restore_command(
         Path | None,
         typer.Option(help="Erase what is on this list too; `erasures export` writes it."),
     ] = None,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a backup back, to empty places: those that the settings name."""
@@ -120,6 +121,7 @@ def restore_command(
             grace=timedelta(seconds=settings.grace_seconds),
             erased=erased,
             actor=actor(),
+            reason=reason,
             report=report,
         )
     if as_json:
@@ -206,6 +208,7 @@ def migrate_command(
     to_artifacts: Annotated[
         str | None, typer.Option(help="URL of other artifacts.", show_default="stay")
     ] = None,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy everything to another database, vector store or artifacts, and compare it there."""
@@ -230,6 +233,7 @@ def migrate_command(
             source,
             target,
             actor=actor(),
+            reason=reason,
             grace=timedelta(seconds=settings.grace_seconds),
             timeout=settings.operation_timeout,
             report=report,
@@ -270,13 +274,14 @@ def export_erasures(
 @erasures_app.command("apply", epilog="Example: backcast erasures apply erasures.json")
 def apply_erasures(
     file: Annotated[Path, typer.Argument(help="What `erasures export` wrote.", show_default=False)],
+    reason: Reason = None,
 ) -> None:
     """Erase what is on a list and not erased here, in all snapshots and all to come."""
     listed = Listed.read(file)
     counts = {str(entity): len(digests) for entity, digests in listed.erased.digests.items()}
     with (
         open_backcast(Settings.load()) as backcast,
-        acting(backcast.registry, acts.erasing_listed(counts)),
+        acting(backcast.registry, acts.erasing_listed(counts, reason)),
         interruptible("Interrupted; run it again."),
     ):
         count = erase_listed(backcast, listed, actor=actor())

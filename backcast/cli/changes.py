@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from backcast import acts
-from backcast.cli.acting import acting, actor
+from backcast.cli.acting import Reason, acting, actor
 from backcast.cli.output import interruptible, print_json, print_table, progress, say
 from backcast.errors import ConfigError, InvalidInput
 from backcast.lifecycle import (
@@ -61,6 +61,7 @@ def upsert_command(
             help="Refuse unless this version is live now.", show_default="what the file names"
         ),
     ] = None,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Give ids of the live version new vectors; all of them or none, durable at the end."""
@@ -73,7 +74,7 @@ def upsert_command(
     counts = {str(batch.entity): len(batch.ids) for batch in found.batches}
     with (
         open_backcast(settings) as backcast,
-        acting(backcast.registry, acts.upserting(counts)) as recorded,
+        acting(backcast.registry, acts.upserting(counts, reason)) as recorded,
     ):
         live = upsert_batches(
             backcast,
@@ -94,6 +95,7 @@ def upsert_command(
 def erase_command(
     ids: Annotated[list[str], typer.Argument(help="Ids to erase.", show_default=False)],
     entity: Annotated[Entity, typer.Option(help="What the ids are.")] = Entity.ITEM,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """End the vectors of ids in all snapshots, and in those to come; say what still holds them."""
@@ -101,7 +103,7 @@ def erase_command(
     grace = timedelta(seconds=settings.grace_seconds)
     with (
         open_backcast(settings) as backcast,
-        acting(backcast.registry, acts.erasing(entity, ids)),
+        acting(backcast.registry, acts.erasing(entity, ids, reason)),
     ):
         report = erase(backcast, entity, ids, actor=actor(), grace=grace)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backcast import acts
-from backcast.cli.acting import acting, actor
+from backcast.cli.acting import Reason, acting, actor
 from backcast.cli.moments import read_moment
 from backcast.cli.output import print_json, print_table, say
 from backcast.errors import InvalidInput
@@ -52,7 +52,7 @@ def deprecate_command(
     moment = None if sunset is None else read_moment("--sunset", sunset)
     with open_backcast(Settings.load()) as backcast:
         if moment is None:
-            with acting(backcast.registry, acts.withdrawing(version)):
+            with acting(backcast.registry, acts.withdrawing(version, reason)):
                 ending = withdraw_deprecation(backcast, version, actor=actor())
         else:
             with acting(backcast.registry, acts.deprecating(version, moment, reason)):
@@ -95,13 +95,14 @@ def pin_command(
         int | None, typer.Argument(metavar="[J]", help="Version number.", show_default=False)
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Have no default version.")] = False,
+    reason: Reason = None,
 ) -> None:
     """Set the version that a consumer gets when it names none; replicas follow in seconds."""
     if clear == (version is not None):
         raise InvalidInput("Name either a version or --clear.")
     with (
         open_registry(Settings.load()) as registry,
-        acting(registry, acts.pinning(consumer, version)),
+        acting(registry, acts.pinning(consumer, version, reason)),
     ):
         registry.consumers.pin(consumer, version)
     to = "no version" if version is None else f"version {version}"

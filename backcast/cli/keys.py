@@ -1,13 +1,13 @@
 """Commands about keys: create, rotate, revoke, list."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
 from backcast import acts
-from backcast.cli.acting import acting
+from backcast.cli.acting import Reason, acting
 from backcast.cli.moments import read_duration, read_moment_or_duration
 from backcast.cli.output import print_json, print_table, say
 from backcast.registry import Registry, open_registry
@@ -25,7 +25,6 @@ _Prefix = Annotated[
         show_default=False,
     ),
 ]
-_Reason = Annotated[str | None, typer.Option(help="Why; kept in the audit log.")]
 
 app = typer.Typer(no_args_is_help=True, help="Create, rotate, revoke and list API keys.")
 
@@ -48,7 +47,7 @@ def create_key(
             show_default="never",
         ),
     ] = None,
-    reason: _Reason = None,
+    reason: Reason = None,
     as_json: _AsJson = False,
 ) -> None:
     """Create a key. Its secret is shown now and never again."""
@@ -74,7 +73,7 @@ def rotate_key(
             show_default="it lives as long as the old one was made to",
         ),
     ] = None,
-    reason: _Reason = None,
+    reason: Reason = None,
     as_json: _AsJson = False,
 ) -> None:
     """Make the successor of a key, for the same consumer and scope; its secret is shown once."""
@@ -89,7 +88,7 @@ def rotate_key(
 
 
 @app.command("revoke", epilog="Example: backcast keys revoke 1a2b3c4d --reason 'left the team'")
-def revoke_key(key: _Prefix, reason: _Reason = None) -> None:
+def revoke_key(key: _Prefix, reason: Reason = None) -> None:
     """Revoke a key; replicas follow within BACKCAST_KEY_CACHE_SECONDS."""
     prefix = prefix_of(key)
     with (
@@ -132,7 +131,7 @@ def _moment(registry: Registry, text: str | None) -> datetime | None:
 
 def _show(key: Key, secret: str, as_json: bool) -> None:
     if as_json:
-        print_json({"key": secret, **_document(key, datetime.now(UTC))})
+        print_json({"key": secret, **_document(key, key.created_at)})
     else:
         say(secret)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from backcast import acts
-from backcast.cli.acting import acting, actor
+from backcast.cli.acting import Reason, acting, actor
 from backcast.cli.output import interruptible, note, print_json, print_table, progress, say
 from backcast.cli.promotion import print_plan
 from backcast.errors import BackcastError, Conflict, InvalidInput
@@ -216,6 +216,7 @@ def gc_command(
             "artifacts that a kill left behind, snapshots in the store."
         ),
     ] = False,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete what nobody needs any more: what is over its grace period, and what policy says."""
@@ -226,7 +227,7 @@ def gc_command(
             doomed = plan_collection(backcast, policy)
             doomed += plan_litter(backcast) if litter else []
         else:
-            with acting(backcast.registry, acts.collecting(litter)) as recorded:
+            with acting(backcast.registry, acts.collecting(litter, reason)) as recorded:
                 doomed = collect(backcast, policy, actor())
                 recorded.found["deleted"] = len(doomed)
                 doomed += collect_litter(backcast, policy, actor()) if litter else []

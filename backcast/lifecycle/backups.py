@@ -257,6 +257,7 @@ def restore(
     grace: timedelta,
     erased: Listed | None = None,
     actor: str = "restore",
+    reason: str | None = None,
     report: Report = lambda _step, _done: None,
 ) -> Copied:
     """Bring a backup back to empty places: files, store, then all rows in one transaction.
@@ -279,7 +280,7 @@ def restore(
         copied, backup.stored, grace, lambda done: report("store", 0.6 + 0.35 * done)
     )
     count = None if erased is None else erase_listed(copied, erased, actor=actor)
-    act = acts.restoring(backup.created_at, count)
+    act = acts.restoring(backup.created_at, count, reason)
     report("registry", 0.95)
     read = registry.copy_to(
         target.registry, finish=lambda filled: note_act(filled, Actor(actor), act)

@@ -26,6 +26,7 @@ def move(
     target: Backcast,
     *,
     actor: str,
+    reason: str | None = None,
     grace: timedelta,
     timeout: float,
     report: Report = lambda _step, _done: None,
@@ -45,7 +46,7 @@ def move(
 
     def finish(copied: Connection) -> None:
         abandon_active(copied, "This registry is the copy that the move made.")
-        note_act(copied, Actor(actor), acts.moving())
+        note_act(copied, Actor(actor), acts.moving(reason))
 
     target.registry.demand_empty("--to-database")
     with alone(source, "move", "copy", actor, timeout):

@@ -82,7 +82,8 @@ async def delete_embeddings(request: Request) -> Response:
 def _put(request: Request, read: Callable[[], Upsert], caller: Key) -> Response:
     wanted, state = read(), state_of(request)
     batch = VectorBatch(wanted.entity, wanted.ids, wanted.vectors)
-    with recorded(request, caller, acts.upserting({wanted.entity: len(wanted.ids)})) as found:
+    act = acts.upserting({wanted.entity: len(wanted.ids)}, wanted.reason)
+    with recorded(request, caller, act) as found:
         live = upsert_batches(
             state.backcast,
             [batch],
@@ -104,7 +105,7 @@ def _put(request: Request, read: Callable[[], Upsert], caller: Key) -> Response:
 def _end(request: Request, read: Callable[[], EraseRequest], caller: Key) -> Response:
     wanted, state = read(), state_of(request)
     grace = timedelta(seconds=state.settings.grace_seconds)
-    with recorded(request, caller, acts.erasing(wanted.entity, wanted.ids)):
+    with recorded(request, caller, acts.erasing(wanted.entity, wanted.ids, wanted.reason)):
         report = erase(
             state.backcast, wanted.entity, wanted.ids, actor=caller.consumer, grace=grace
         )

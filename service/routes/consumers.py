@@ -17,11 +17,13 @@ from service.documents_consumers import (
     ConsumersDocument,
     DeprecationRequest,
     EndingDocument,
+    PinDocument,
     PinRequest,
     RetirementRequest,
     UsageDocument,
     UsageQuery,
     UseDocument,
+    WithdrawalQuery,
 )
 from service.state import state_of
 
@@ -52,10 +54,13 @@ def deprecate_version(
 
 @router.delete("/versions/{j}/deprecate", summary="Take that back", responses=_ENDING)
 def withdraw_version_deprecation(
-    request: Request, caller: Administrator, j: _Number
+    request: Request,
+    caller: Administrator,
+    j: _Number,
+    query: Annotated[WithdrawalQuery, Query()],
 ) -> EndingDocument:
     """Announce the end of this version no more; without an announcement nothing changes."""
-    with recorded(request, caller, acts.withdrawing(j)):
+    with recorded(request, caller, acts.withdrawing(j, query.reason)):
         version = withdraw_deprecation(state_of(request).backcast, j, actor=caller.consumer)
     return EndingDocument.model_validate(version)
 
@@ -103,14 +108,14 @@ def pin_consumer(
     caller: Administrator,
     name: Annotated[str, Path(description="The consumer's name, percent-encoded.")],
     wanted: Annotated[PinRequest, Body()],
-) -> PinRequest:
+) -> PinDocument:
     """Set or clear a consumer's default version, for all of its keys.
 
     Replicas follow within BACKCAST_KEY_CACHE_SECONDS.
     """
-    with recorded(request, caller, acts.pinning(name, wanted.pin)):
+    with recorded(request, caller, acts.pinning(name, wanted.pin, wanted.reason)):
         state_of(request).backcast.registry.consumers.pin(name, wanted.pin)
-    return wanted
+    return PinDocument(pin=wanted.pin)
 
 
 @router.get("/usage", summary="Who uses what", responses=problem_responses(401, 403, 422, 503))

@@ -31,6 +31,10 @@ def home(shell: Shell) -> Iterator[Home]:
         yield built
 
 
+def reasons(shell: Shell, **variables: str) -> list[str]:
+    return [act["reason"] for act in json.loads(shell("audit", "--json", **variables).output)]
+
+
 @pytest.mark.usefixtures("home")
 def test_backup_restore_and_verify_say_what_they_did(shell: Shell, tmp_path: Path) -> None:
     machine = str(tmp_path / "machine")
@@ -40,7 +44,8 @@ def test_backup_restore_and_verify_say_what_they_did(shell: Shell, tmp_path: Pat
     checked = shell("verify", "--backup", "kept")
     assert (done.code, checked.code) == (0, 0)
     assert "all is there" in checked.output
-    back = shell("restore", "kept", "--json", BACKCAST_HOME=machine)
+    back = shell("restore", "kept", "--json", "--reason", "disk died", BACKCAST_HOME=machine)
+    assert reasons(shell, BACKCAST_HOME=machine) == ["disk died"]
     document = json.loads(back.output)
     assert [str(document[name]) for name in ("rows", "files", "live")] == list(kept)
     assert document["vectors"] == 34
@@ -145,11 +150,15 @@ def test_an_interrupt_is_told_for_what_it_left(
 def test_places_to_move_to_are_read_from_files(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "database").write_text(f"sqlite:///{tmp_path}/other.db\n")
     (tmp_path / "store").write_text(f"embedded:{tmp_path}/other")
-    moved = shell("migrate-store", "--to-database", "@database", "--to-store", "@store")
+    moved = shell(
+        *("migrate-store", "--to-database", "@database", "--to-store", "@store"),
+        *("--reason", "larger host"),
+    )
     assert moved.code == 0, moved.log
     places = {name: (tmp_path / name).read_text().strip() for name in ("database", "store")}
     variables = {f"BACKCAST_{name.upper()}_URL": url for name, url in places.items()}
     assert shell("verify", **variables).code == 0
+    assert reasons(shell, **variables) == ["larger host"]
 
 
 @pytest.mark.usefixtures("home")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import socket
 import sqlite3
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backcast.acts import ActName
 from backcast.cli import main
 from backcast.cli.acting import actor
 from backcast.registry import open_registry
@@ -21,7 +23,7 @@ from backcast.vector_files import write_vector_file
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, Key
 from tests.support import Home, build_home
-from tests.unit.test_cli import COMMANDS
+from tests.unit.test_cli import COMMANDS, found_command
 
 
 @pytest.fixture
@@ -220,6 +222,50 @@ def test_every_command_that_changes_something_is_recorded(home: Home, shell: Any
     assert by_act["erase"]["details"]["ids"] == {"user": 1}
     assert by_act["upsert"]["details"]["ids"] == {"user": 1}
     assert "ann@example.org" not in json.dumps(recorded)
+
+
+@pytest.mark.parametrize("path", sorted(ACTING), ids=" ".join)
+def test_every_command_that_acts_takes_a_reason(path: tuple[str, ...]) -> None:
+    [option] = [param for param in found_command(path).params if param.name == "reason"]
+    assert option.opts == ["--reason"]
+
+
+REASONED = [
+    ("create-key", "keys create --consumer ads"),
+    ("rotate-key", "keys rotate 00000000"),
+    ("revoke-key", "keys revoke 00000000"),
+    ("pin", "pin ads 1"),
+    ("upsert", "upsert new.parquet"),
+    ("erase", "erase 'item 1'"),
+    ("erase", "erasures apply erased.json"),
+    ("deprecate", "deprecate 0 --sunset 2099-01-31"),
+    ("withdraw-deprecation", "deprecate 0 --withdraw"),
+    ("retire", "retire 0"),
+    ("promote", "promote 2"),
+    ("rollback", "rollback"),
+    ("refresh", "refresh"),
+    ("gc", "gc"),
+    ("train", "train --data shop --until 1 --parent 9"),
+    ("publish", "publish 9"),
+]
+"""Acts, and commands that are recorded in the home that they are run in."""
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(("name", "line"), REASONED, ids=[line for _, line in REASONED])
+def test_reason_of_a_command_is_kept(shell: Any, name: str, line: str) -> None:
+    vectors = VectorBatch(Entity.ITEM, ["i"], np.ones((1, 6), np.float32))
+    write_vector_file(Path("new.parquet"), 6, [vectors], {})
+    Path("edges.csv").write_text("user_id,item_id,rating,timestamp\nu,i,5,100\nv,j,1,200\n")
+    shell("data", "csv", "--interactions", "edges.csv", "--out", "shop")
+    shell("erasures", "export", "erased.json")
+    told = shell(*shlex.split(line), "--reason", "it was agreed")
+    acts = acts_of(shell)
+    assert [(act["act"], act["reason"]) for act in acts] == [(name, "it was agreed")], told
+
+
+def test_what_other_commands_do_is_recorded_in_other_places() -> None:
+    assert set(ActName) - {name for name, _ in REASONED} == {ActName.RESTORE, ActName.MOVE}
 
 
 LOOKS = (

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from backcast.acts import ActName
 from backcast.errors import BackcastError
 from backcast.settings import Settings
 from service.problems import HTTP_CODES, status_of
@@ -53,6 +54,12 @@ def test_every_error_is_documented_with_its_status() -> None:
     rows = {row[0].strip("`"): int(row[1]) for row in _rows("docs/http.md") if row[1].isdigit()}
     framework = {code: int(status) for status, code in HTTP_CODES.items()}
     assert rows == framework | {c.code: int(status_of(c)) for c in _family(BackcastError)[1:]}
+
+
+def test_every_act_is_documented() -> None:
+    table = (ROOT / "docs/security.md").read_text()
+    [row] = [line for line in table.splitlines() if line.startswith("| `act` |")]
+    assert sorted(re.findall(r"`([\w-]+)`", row.removeprefix("| `act` |"))) == sorted(ActName)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

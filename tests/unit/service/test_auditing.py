@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
@@ -199,6 +200,71 @@ def test_acts_and_their_outcomes(home: Home, client: TestClient) -> None:
     assert recorded[5].details["ids"] == {"user": 1}
     assert recorded[2].details == {"force": True}
     assert "ann@example.org" not in repr(recorded)
+
+
+VECTOR = [1.0] * 6
+REASONED: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "promote_version": ("/admin/versions/2/promote", {"expected_live": 1}),
+    "refresh_version": ("/admin/versions/1/refresh", {"expected_live": 1}),
+    "roll_back": ("/admin/rollback", {"expected_live": 1}),
+    "put_embeddings": ("/admin/embeddings", {"ids": ["item 1"], "vectors": [VECTOR]}),
+    "delete_embeddings": ("/admin/embeddings", {"ids": ["item 1"]}),
+    "deprecate_version": ("/admin/versions/0/deprecate", {"sunset_at": "2099-01-31T00:00:00Z"}),
+    "withdraw_version_deprecation": ("/admin/versions/0/deprecate", None),
+    "retire_version": ("/admin/versions/0/retire", {}),
+    "pin_consumer": ("/admin/consumers/ads", {"pin": 1}),
+    "create_key": ("/admin/keys", {"consumer": "ads"}),
+    "rotate_key": ("/admin/keys/00000000/rotate", {}),
+    "revoke_key": ("/admin/keys/00000000/revoke", {}),
+}
+
+
+class TestReasons:
+    """Every act takes one, of the same length."""
+
+    def ask(self, client: TestClient, name: str, reason: str) -> Any:
+        [route] = [route for route in ROUTES if route.name == name]
+        [method] = route.methods or {"GET"}
+        path, body = REASONED[name]
+        if body is None:
+            return client.request(method, path, params={"reason": reason})
+        return client.request(method, path, json={**body, "reason": reason})
+
+    @pytest.mark.parametrize("name", ACTS)
+    def test_reason_of_an_act_is_kept(self, home: Home, client: TestClient, name: str) -> None:
+        reason = "it was agreed, " * 133 + "again"
+        assert len(reason) == 2000
+        response = self.ask(client, name, reason)
+        assert response.status_code in {200, 201, 202, 404, 409}, response.text
+        [act] = acts(home)
+        assert (act.act, act.reason) == (ACTS[name], reason)
+
+    @pytest.mark.parametrize("name", ACTS)
+    @pytest.mark.parametrize("reason", ["", "x" * 2001], ids=["none", "too long"])
+    def test_what_is_none_is_refused(self, client: TestClient, name: str, reason: str) -> None:
+        assert self.ask(client, name, reason).status_code == 422
+
+    def test_beside_an_arrow_stream_it_stands_in_the_query(
+        self, home: Home, client: TestClient
+    ) -> None:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(VECTOR, pa.float32()), 6)
+        batch = pa.record_batch([pa.array(["item 1"]), vectors], names=["id", "vector"])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        for query, status in (({"reason": "mended"}, 200), ({"why": "mended"}, 422)):
+            response = client.put(
+                "/admin/embeddings",
+                params=query,
+                content=sink.getvalue().to_pybytes(),
+                headers={"Content-Type": "application/vnd.apache.arrow.stream"},
+            )
+            assert response.status_code == status, response.text
+        assert [act.reason for act in acts(home)] == [None, "mended"]
+
+    def test_nothing_else_stands_in_the_query_of_a_withdrawal(self, client: TestClient) -> None:
+        path = "/admin/versions/0/deprecate"
+        assert client.delete(path, params={"why": "mended"}).status_code == 422
 
 
 class TestOperations:

@@ -162,7 +162,11 @@ def test_command(
     nothing = shell("infer", "--data", str(data), "--upsert")
     assert (nothing.code, nothing.output) == (0, "Vectors of version 1: none.\n")
 
-    every = shell("infer", "--data", str(data), "--all", "--upsert", "--out", "all.pq", "--json")
+    every = shell(
+        *("infer", "--data", str(data), "--all", "--upsert", "--out", "all.pq", "--json"),
+        *("--reason", "new model"),
+    )
+    assert backcast.registry.audit.recent(1)[0].reason == "new model"
     live = backcast.registry.deployments.live()
     assert live is not None
     assert json.loads(every.output) == {
