@@ -280,9 +280,9 @@ def apply_erasures(
     listed = Listed.read(file)
     counts = {str(entity): len(digests) for entity, digests in listed.erased.digests.items()}
     with (
+        interruptible("Interrupted; run it again."),
         open_backcast(Settings.load()) as backcast,
         acting(backcast.registry, acts.erasing_listed(counts, reason)),
-        interruptible("Interrupted; run it again."),
     ):
         count = erase_listed(backcast, listed, actor=actor())
     say(f"{count} ids that were held here are erased.")

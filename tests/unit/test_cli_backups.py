@@ -105,7 +105,7 @@ def test_refusals_are_one_line(
     assert refused.log.count("\n") == 1
 
 
-def interrupt(*_: object) -> None:
+def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -182,6 +182,18 @@ def test_erasures_are_carried_to_an_older_state(shell: Shell, home: Home, tmp_pa
         assert applied.output == f"{expected} ids that were held here are erased.\n"
     export = shell("export", "--version", "0", "--out", "all.parquet", BACKCAST_HOME=machine)
     assert export.output.startswith("16 vectors")
+
+
+def test_interrupted_list_of_erasures_is_recorded_so(
+    shell: Shell, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erase(home.backcast, Entity.ITEM, ["item 1"], actor="a", grace=timedelta(hours=1))
+    shell("erasures", "export", "erased.json")
+    monkeypatch.setattr("backcast.cli.backups.erase_listed", interrupt)
+    ended = shell("erasures", "apply", "erased.json")
+    assert (ended.code, ended.log) == (130, "Interrupted; run it again.\n")
+    act = home.backcast.registry.audit.recent(1)[0]
+    assert (act.act, act.outcome, act.code) == ("erase", "failed", "interrupted")
 
 
 @pytest.mark.parametrize("digest", ["A" * 64, "a" * 63, f"{'a' * 64}\n", f"{'aa ' * 32}", 7])
