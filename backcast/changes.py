@@ -89,17 +89,22 @@ def read_delta(artifacts: Artifacts, record: DeltaRecord) -> Delta:
     with decoding(artifacts.url(folder, name)):
         # Four times as fast as ``read_table``, and there may be thousands of such files.
         parquet = pq.ParquetFile(io.BytesIO(content))
-        if parquet.metadata.num_rows != record.count:
-            raise InvalidInput(f"it holds {parquet.metadata.num_rows} rows, not {record.count}")
+        _demand_count(parquet.metadata.num_rows, record)
         is_upsert = record.kind is DeltaKind.UPSERT
         columns = ["id", "vector"] if is_upsert else ["id"]
         table = parquet.read(columns=columns, use_threads=False)
+        _demand_count(table.num_rows, record)  # row groups have counts of their own
         ids = ids_of(table.column("id"))
         if not is_upsert:
             return Delta(record.entity, ids)
         vectors = vectors_of(table.column("vector").combine_chunks())
         batch = VectorBatch(record.entity, ids, vectors)
         return Delta(batch.entity, batch.ids, batch.vectors)
+
+
+def _demand_count(rows: int, record: DeltaRecord) -> None:
+    if rows != record.count:
+        raise InvalidInput(f"it holds {rows} rows, not {record.count}")
 
 
 _UNCHANGED = (-1, -1)  # known by its identity

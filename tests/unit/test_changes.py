@@ -1,10 +1,13 @@
 """What deltas amount to, against a plain dictionary; and their files."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,6 +181,28 @@ def test_file_that_is_not_what_was_registered_is_refused(
     assert not path.parent.exists()
     with pytest.raises(ArtifactMissing):
         read_delta(artifacts, record_of(draft))
+
+
+def test_file_with_other_rows_than_were_registered_is_refused(artifacts: Artifacts) -> None:
+    record = record_of(write_delta(artifacts, Delta(Entity.USER, ["a", "b"]), "ann"))
+    with pytest.raises(ArtifactCorrupt, match="it holds 2 rows, not 3"):
+        read_delta(artifacts, replace(record, count=3))
+
+
+def test_row_group_with_fewer_rows_than_the_file_says_is_refused(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    """Parquet counts rows in the file and in each row group; Arrow believes the groups."""
+    draft = write_delta(artifacts, Delta(Entity.USER, ["a", "b", "c"]), "ann")
+    path = tmp_path / draft.file
+    content = bytearray(path.read_bytes())
+    group = content.rindex(b"\x16\x06\x26")  # a long number, 3, and before the next field but one
+    content[group + 1] = 4  # 2, as Thrift writes it
+    path.write_bytes(content)
+    record = replace(record_of(draft), sha256=hashlib.sha256(content).hexdigest())
+    assert pq.ParquetFile(path).metadata.num_rows == 3
+    with pytest.raises(ArtifactCorrupt, match="it holds 2 rows, not 3"):
+        read_delta(artifacts, record)
 
 
 def test_large_changes_come_in_pieces() -> None:
