@@ -35,6 +35,9 @@ from backcast.versions import FileDigest
 FOLDER = re.compile(r"(versions|snapshots|deltas|drifts)/[^/]+-[0-9a-f]{8}")
 """Every name that ``new_folder`` gives."""
 
+SHA256 = re.compile("[0-9a-f]{64}")
+"""A digest as it is written, in the registry and in lists of erasures."""
+
 _CHUNK = 1 << 20
 
 

@@ -3,7 +3,6 @@
 A list holds digests, not ids: the ids are found where they are held.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 
 import orjson
 
-from backcast.artifacts import dump_json
+from backcast.artifacts import SHA256, dump_json
 from backcast.changes import read_delta
 from backcast.errors import Conflict, InvalidInput
 from backcast.lifecycle.changing import ATTEMPTS, erase_digests, pause
@@ -21,7 +20,6 @@ from backcast.snapshots import read_ids
 from backcast.versions import DeltaKind, Entity, SnapshotRecord
 
 FORMAT = 1
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Listed:
 
 def _digests(found: list[str]) -> frozenset[str]:
     for digest in found:
-        if not _SHA256.fullmatch(digest):
+        if not SHA256.fullmatch(digest):
             raise ValueError(f"{digest!r:.80} is no SHA-256 in lower-case hex")
     return frozenset(found)
 

@@ -1,10 +1,9 @@
 """The files that a registry names: found, copied to other artifacts, and compared with it."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from backcast.artifacts import FOLDER, Artifacts
+from backcast.artifacts import FOLDER, SHA256, Artifacts
 from backcast.errors import ArtifactCorrupt, ArtifactError
 from backcast.lifecycle.collecting import WEIGHTS
 from backcast.lifecycle.folding import PUT_FILE
@@ -13,7 +12,6 @@ from backcast.snapshots import Registered, files_of
 from backcast.versions import Entity, SnapshotRecord
 
 _CHUNK = 1 << 20
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 Advance = Callable[[int], None]
 """Told how many bytes more are done."""
@@ -55,7 +53,7 @@ def check_rows(registry: Registry) -> None:
         if folder != wanted or not FOLDER.fullmatch(folder):
             raise ValueError(f"a row names the folder {folder!r:.80}")
     for file in _single_files(registry):
-        if not _SHA256.fullmatch(file.sha256) or not isinstance(file.size, int):
+        if not SHA256.fullmatch(file.sha256) or not isinstance(file.size, int):
             raise ValueError(f"a row names no size or SHA-256 of {file.folder}/{file.name:.80}")
     for record in _vectors(registry):
         if not {Entity(name) for name in record.counts} or record.dim < 1:

@@ -15,6 +15,7 @@ from backcast.registry.tables import metadata
 
 _ROWS = 500  # of one statement
 _MODULUS = 1 << 256
+_EVERY = frozenset(metadata.tables)
 
 Finish = Callable[[Connection], None]
 """Writes what a copy has more than its source, within the transaction that fills it."""
@@ -66,7 +67,7 @@ def copy_registry(
                 f"The copy of {', '.join(wrong)} is not what was read; nothing was kept."
             )
         with source.read() as now:
-            changed = [name for name in differing(read, fingerprints(now)) if name in still]
+            changed = differing(fingerprints(now, still), read)
         if changed:
             raise Conflict(
                 f"The registry was changed while it was copied ({', '.join(changed)}); nothing was "
@@ -97,10 +98,10 @@ def copy_rows(source: Connection, target: Connection) -> dict[str, Fingerprint]:
     return read
 
 
-def fingerprints(connection: Connection) -> dict[str, Fingerprint]:
-    """Return what each table holds."""
+def fingerprints(connection: Connection, names: Collection[str] = _EVERY) -> dict[str, Fingerprint]:
+    """Return what tables hold, all or those named."""
     held = {}
-    for table in metadata.sorted_tables:
+    for table in (table for table in metadata.sorted_tables if table.name in names):
         found = Fingerprint()
         for rows in _rows(connection, table):
             for row in rows:
@@ -110,7 +111,7 @@ def fingerprints(connection: Connection) -> dict[str, Fingerprint]:
 
 
 def differing(one: Mapping[str, Fingerprint], other: Mapping[str, Fingerprint]) -> list[str]:
-    """Return the tables that do not hold the same, sorted."""
+    """Return the tables of ``one`` that do not hold the same in ``other``, sorted."""
     return sorted(name for name in one if one[name] != other[name])
 
 

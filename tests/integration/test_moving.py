@@ -1,7 +1,9 @@
 """From SQLite and the embedded store to PostgreSQL and Redis, while readers are served."""
 
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -11,13 +13,14 @@ import numpy as np
 import orjson
 import pytest
 from redis import Redis
-from sqlalchemy import make_url
+from sqlalchemy import event, make_url
 
 from backcast.errors import Conflict, OperationRunning, StoreError
 from backcast.lifecycle import erase, move, open_backcast, open_new, upsert, verify
-from backcast.registry import OperationDraft, copying
+from backcast.registry import OperationDraft, copying, make_registry
 from backcast.registry.copying import differing, fingerprints
 from backcast.registry.schema import make_engine
+from backcast.registry.tables import metadata
 from backcast.settings import Settings
 from backcast.versions import Entity, OperationState, Scope
 from benchmarks.soak_replicas import replica_environment
@@ -105,6 +108,22 @@ def engine_rows(settings: Settings) -> dict[str, copying.Fingerprint]:
         found = fingerprints(connection)
     engine.dispose()
     return found
+
+
+def test_only_what_is_compared_is_read_again(tmp_path: Path) -> None:
+    with build_home(tmp_path / "home", live=1) as home:
+        registry, reads = home.backcast.registry, Counter[str]()
+
+        def count(_1: object, _2: object, statement: str, *_: object) -> None:
+            found = re.search(r"FROM (\w+) ORDER BY", statement)
+            reads.update([found[1]] if found else [])
+
+        event.listen(registry._engine, "before_cursor_execute", count)
+        for name, still in (("one", set[str]()), ("two", {"versions", "diffs"})):
+            reads.clear()
+            with make_registry(f"sqlite:///{tmp_path / name}.db") as copy:
+                registry.copy_to(copy, still=still)
+            assert reads == {table: 1 + (table in still) for table in metadata.tables}
 
 
 def test_readers_are_served_meanwhile_and_promotions_are_refused(
