@@ -5,9 +5,10 @@ another; ``backcast:{snapshot}`` → what was loaded, written last, so that a sn
 not there. Keys carry the snapshot, so a reader can never mix two. Every read asks for that last
 key too, in the same command: where it is gone the store was emptied, and no id is unknown.
 
-``backcast:`` → a hash: each snapshot with keys, and a token of who loads or drops it. A load ends
-in that last key, and a drop goes on, only while the token is what it was: so neither meets half of
-what the other did, and a load notices a server that was emptied. The names are in one place because
+``backcast:`` → a hash: each snapshot with keys, and a token of who loads or drops it. A load writes
+and ends in that last key, and a drop goes on, only while the token is what it was: so neither meets
+half of what the other did, nor of a load at another precision, and a load notices a server that was
+emptied. The names are in one place because
 to look for them among the keys would keep the server from readers, for seconds.
 """
 
@@ -54,11 +55,18 @@ _NAMES = "backcast:"
 # Of all scripts the keys are the marker and the names, the arguments the snapshot and a token.
 _CLAIM = """
 local held = redis.call('HGET', KEYS[2], ARGV[1])
-if held and string.sub(held, 1, 4) ~= 'drop' then
+if held and string.sub(held, 1, #ARGV[3]) == ARGV[3] then
   return held
 end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 return ARGV[2]
+"""
+_WRITE = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
+  return 0
+end
+redis.call('MSET', unpack(ARGV, 3))
+return 1
 """
 _FINISH = """
 local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'None'
@@ -77,7 +85,7 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 return 1
 """
 _BEGIN_DISCARD = """
-if redis.call('EXISTS', KEYS[1]) == 1 then
+if redis.call('EXISTS', KEYS[1]) == 1 or redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[3] then
   return 0
 end
 redis.call('DEL', KEYS[1])
@@ -127,9 +135,8 @@ class RedisStore:
             if self._redis.exists(_marker(snapshot)):
                 return
             rounder, server = Rounder(precision or self._precision), self._run_id()
+            token = self._claim(snapshot, rounder.precision)
             try:
-                # Others that load the same snapshot have the same token: who ends first is right.
-                token: bytes = self._run(_CLAIM, snapshot, _new_token("load"))
                 size = self._write_all(snapshot, token, dim, counts, batches, rounder)
                 manifest = {
                     "dim": dim,
@@ -140,7 +147,7 @@ class RedisStore:
                 if not self._run(_FINISH, snapshot, token, server, orjson.dumps(manifest)):
                     raise self._lost(snapshot)
             except (InvalidInput, StoreError, redis.OutOfMemoryError):
-                self._discard(snapshot)  # or it would stand in the way of the next load
+                self._discard(snapshot, token)  # or it would stand in the way of the next load
                 raise
 
     def open(self, snapshot: str) -> "RedisSnapshot":
@@ -193,10 +200,20 @@ class RedisStore:
         loaded = cast("list[bytes | None]", markers)
         return [(name, held is not None) for name, held in zip(names, loaded, strict=True)]
 
-    def _discard(self, snapshot: str) -> None:
-        """Remove what a refused load wrote, unless the snapshot is whole: then others loaded it."""
+    def _claim(self, snapshot: str, precision: Precision) -> bytes:
+        """Return the token of a load.
+
+        Others that load the same snapshot at the same precision have the same: who ends first is
+        right. One at another precision is overtaken, and writes no more.
+        """
+        kind = f"load-{precision}"
+        token: bytes = self._run(_CLAIM, snapshot, _new_token(kind), f"{kind}-")
+        return token
+
+    def _discard(self, snapshot: str, load: bytes) -> None:
+        """Remove what a refused load wrote, unless the snapshot is whole, or loaded by others."""
         token = _new_token("drop")
-        if self._run(_BEGIN_DISCARD, snapshot, token):
+        if self._run(_BEGIN_DISCARD, snapshot, token, load):
             self._remove(snapshot, token)
 
     def _remove(self, snapshot: str, token: bytes) -> None:
@@ -209,8 +226,8 @@ class RedisStore:
 
     def _lost(self, snapshot: str) -> StoreError:
         return StoreError(
-            f"{self._name} was restarted or emptied meanwhile, or {snapshot} was dropped; load "
-            "it again."
+            f"{self._name} was restarted or emptied meanwhile, or {snapshot} was dropped or is "
+            "loaded at another precision; load it again."
         )
 
     def _run(self, script: str, snapshot: str, *arguments: Any) -> Any:
@@ -246,13 +263,11 @@ class RedisStore:
             for batch in batches:
                 if batch.dim != dim:
                     raise DimensionMismatch(f"{batch.entity} vectors", dim, batch.dim)
-                if self._redis.hget(_NAMES, snapshot) != token:
-                    raise self._lost(snapshot)
                 for piece in batch.slices(_WRITE_ROWS):
                     if len(unanswered) == _IN_FLIGHT:
                         size += unanswered.popleft().result()
                     unanswered.append(
-                        pool.submit(self._write, snapshot, batch.entity, piece.ids, rounder(piece))
+                        pool.submit(self._write, snapshot, token, piece, rounder(piece))
                     )
                 written[batch.entity] = written.get(batch.entity, 0) + len(batch.ids)
                 hashes[batch.entity].append(_hashes(batch.ids))
@@ -263,14 +278,16 @@ class RedisStore:
             self._refuse_duplicates(snapshot, sum(written.values()))
         return size
 
-    def _write(self, snapshot: str, entity: Entity, ids: Sequence[str], rows: NDArray[Any]) -> int:
+    def _write(
+        self, snapshot: str, token: bytes, piece: VectorBatch, rows: NDArray[np.generic]
+    ) -> int:
         raw, width = rows.tobytes(), rows.dtype.itemsize * rows.shape[1]
-        values = {
-            key_of(snapshot, entity, id): raw[at * width : (at + 1) * width]
-            for at, id in enumerate(ids)
-        }
-        self._redis.mset(cast("Mapping[Any, Any]", values))
-        return sum(map(len, values)) + len(raw)
+        pairs: list[bytes] = []
+        for at, id in enumerate(piece.ids):
+            pairs += key_of(snapshot, piece.entity, id), raw[at * width : (at + 1) * width]
+        if not self._run(_WRITE, snapshot, token, *pairs):
+            raise self._lost(snapshot)
+        return sum(map(len, pairs))
 
     def _keys(self, snapshot: str) -> Iterator[list[bytes]]:
         cursor, pattern = None, f"{_marker(snapshot)}:*"

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from backcast.errors import (
     StoreError,
 )
 from backcast.lifecycle import load_snapshot, promote
+from backcast.stores import Precision
 from backcast.stores.redis import RedisStore
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity
@@ -166,6 +167,60 @@ class TestStore:
             assert (other.snapshots(), other.remains()) == (["s1"], [])
             for one in (store, other):
                 one.close()
+
+    def test_load_that_another_precision_overtook_writes_no_more(self) -> None:
+        with servers.own_redis() as server, server.running():
+            store, other = RedisStore(server.url), RedisStore(server.url, Precision.FLOAT16)
+
+            def overtaken() -> Iterator[VectorBatch]:
+                pieces = vectors(1000).slices(250)
+                yield next(pieces)
+                load(other, "s1")
+                yield from pieces
+
+            with pytest.raises(
+                StoreError, match="s1 was dropped or is loaded at another precision"
+            ):
+                store.load("s1", 4, {Entity.ITEM: 1000}, overtaken())
+            self.check_half(other, "s1", 1000)
+            for one in (store, other):
+                one.close()
+
+    def test_load_that_is_overtaken_leaves_the_other_alone(self) -> None:
+        with servers.own_redis() as server, server.running(), ThreadPoolExecutor(1) as pool:
+            store, other = RedisStore(server.url), RedisStore(server.url, Precision.FLOAT16)
+            begun, refused, others = Event(), Event(), list[Future[None]]()
+
+            def overtaking() -> Iterator[VectorBatch]:
+                pieces = vectors(1000).slices(250)
+                yield next(pieces)
+                begun.set()
+                assert refused.wait(30)
+                yield from pieces
+
+            def overtaken() -> Iterator[VectorBatch]:
+                pieces = vectors(1000).slices(250)
+                yield next(pieces)
+                others.append(pool.submit(load_of, overtaking()))
+                assert begun.wait(30)
+                yield from pieces
+
+            load_of = partial(other.load, "s1", 4, {Entity.ITEM: 1000})
+            with pytest.raises(StoreError, match="loaded at another precision"):
+                store.load("s1", 4, {Entity.ITEM: 1000}, overtaken())
+            refused.set()
+            others[0].result(30)
+            self.check_half(other, "s1", 1000)
+            for one in (store, other):
+                one.close()
+
+    @staticmethod
+    def check_half(store: RedisStore, snapshot: str, rows: int) -> None:
+        held, wanted = store.open(snapshot), vectors(rows).vectors.astype(np.float16)
+        answer = held.gather(Entity.ITEM, vectors(rows).ids)
+        assert held.rounding.precision is Precision.FLOAT16
+        assert answer.vectors.tolist() == wanted.astype(np.float32).tolist()
+        assert store.remains() == []
 
     @pytest.mark.parametrize("other", ["flush", "drop", "wrong"])
     def test_load_that_cannot_be_whole_leaves_no_key(self, other: str) -> None:
