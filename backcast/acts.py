@@ -31,6 +31,7 @@ class ActName(StrEnum):
     PROMOTE = "promote"
     REFRESH = "refresh"
     ROLLBACK = "rollback"
+    CANCEL = "cancel"
     UPSERT = "upsert"
     ERASE = "erase"
     DEPRECATE = "deprecate"
@@ -47,7 +48,7 @@ class ActName(StrEnum):
     MOVE = "move"
 
 
-VERSION, CONSUMER, KEY = "version", "consumer", "key"
+VERSION, CONSUMER, KEY, OPERATION = "version", "consumer", "key", "operation"
 """What an act is done to: the first word of its target."""
 
 
@@ -126,6 +127,11 @@ def ordering(kind: str, order: Mapping[str, Any]) -> Act:
     told = {name: value for name, value in order.items() if name not in {"version", "reason"}}
     target = f"{VERSION} {order['version']}" if "version" in order else None
     return Act(kind, target, order["reason"], told)
+
+
+def cancelling(operation: str, reason: str | None) -> Act:
+    """Describe that an operation is called off."""
+    return Act(ActName.CANCEL, f"{OPERATION} {operation}", reason)
 
 
 def training(method: str, parent: int | None, reason: str | None) -> Act:

@@ -22,6 +22,7 @@ BackcastError
 │   ├── PromotionConflict         the live version is not the one the caller saw
 │   ├── OperationRunning          one operation at a time, and there is one
 │   ├── OperationAbandoned        nobody runs it any more, or not the one who began it
+│   │   └── OperationCancelled    an administrator called it off before its switch
 │   ├── NothingPublished          a version without a snapshot cannot be promoted
 │   ├── LastAdminKey              without it nobody could administer over HTTP
 │   └── VersionInUse              somebody is pinned to the version, or used it lately
@@ -315,7 +316,7 @@ class OperationRunning(Conflict):
         super().__init__(
             f"Operation {operation} ({kind}) is running: step {step or 'not begun'}, "
             f"{100 * progress:.0f} % done, by {owner or 'nobody at the moment'}. "
-            "Wait until it has ended, and look again at what is live.",
+            "Wait until it has ended, or cancel it, and look again at what is live.",
             operation=operation,
             kind=kind,
             step=step,
@@ -328,6 +329,21 @@ class OperationAbandoned(Conflict):
     """Nobody runs the operation any more, or somebody else than before does."""
 
     code = "operation-abandoned"
+
+
+class OperationCancelled(OperationAbandoned):
+    """An administrator called the operation off before it had switched anything."""
+
+    code = "operation-cancelled"
+
+    def __init__(self, operation: str, by: str, reason: str | None) -> None:
+        because = "" if reason is None else f' ("{reason}")'
+        super().__init__(
+            f"Operation {operation} was cancelled by {by}{because}; nothing was switched.",
+            operation=operation,
+            by=by,
+            reason=reason,
+        )
 
 
 class NothingPublished(Conflict):

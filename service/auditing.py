@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from backcast.acts import CONSUMER, KEY, VERSION, Act, ActName, Actor
+from backcast.acts import CONSUMER, KEY, OPERATION, VERSION, Act, ActName, Actor
 from backcast.errors import Forbidden, InvalidInput
 from backcast.registry.audit import Recorded
 from backcast.versions import Key
@@ -20,6 +20,7 @@ ACTS: Mapping[str, str] = {
     "promote_version": ActName.PROMOTE,
     "refresh_version": ActName.REFRESH,
     "roll_back": ActName.ROLLBACK,
+    "cancel_operation": ActName.CANCEL,
     "put_embeddings": ActName.UPSERT,
     "delete_embeddings": ActName.ERASE,
     "deprecate_version": ActName.DEPRECATE,
@@ -34,7 +35,7 @@ ACTS: Mapping[str, str] = {
 
 _RECORDED = "backcast.recorded"
 _FORBIDDEN_S = 60.0
-_TARGETS = {"k": VERSION, "j": VERSION, "name": CONSUMER, "prefix": KEY}
+_TARGETS = {"k": VERSION, "j": VERSION, "name": CONSUMER, "prefix": KEY, "id": OPERATION}
 
 UNSOUND = (Forbidden, InvalidInput, RequestValidationError, HTTPException)
 """What ends a request before its act is begun: it is not allowed, or it is none."""

@@ -404,6 +404,16 @@ class PlanDocument(Document):
     diff: DiffDocument | None = Field(description="Null where nothing was live to compare with.")
 
 
+class CancellationRequest(RequestDocument):
+    """An order to call an operation off."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "roll back first"}]})
+
+    reason: str | None = Field(
+        default=None, min_length=1, max_length=2000, description="Why; kept with the operation."
+    )
+
+
 class OperationDocument(Document):
     """A long-running act."""
 

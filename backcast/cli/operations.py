@@ -29,7 +29,7 @@ from backcast.lifecycle import (
     run_order,
     sweep,
 )
-from backcast.lifecycle.operations import Outcome
+from backcast.lifecycle.operations import Outcome, cancel
 from backcast.registry import open_registry
 from backcast.settings import Settings
 from backcast.versions import Operation
@@ -176,10 +176,21 @@ def operations_command(
         str | None, typer.Argument(help="One operation.", show_default="the newest ones")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    cancelled: Annotated[
+        bool, typer.Option("--cancel", help="Call it off, if it has switched nothing yet.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; told to who runs it.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one operation, or list the newest of every replica and command, newest first."""
+    if cancelled and id is None:
+        raise InvalidInput("--cancel needs the operation: backcast operations ID --cancel.")
+    if reason is not None and not cancelled:
+        raise InvalidInput("--reason says why an operation is called off: give --cancel too.")
     with open_registry(Settings.load()) as registry:
+        if id is not None and cancelled:
+            with acting(registry, acts.cancelling(id, reason)):
+                cancel(registry, id, actor=actor(), reason=reason)
         all_asked = [registry.operations.get(id)] if id else registry.operations.recent(limit)
     if as_json:
         print_json([asdict(operation) for operation in all_asked])

@@ -18,15 +18,17 @@ from typing import Any, Self
 
 from backcast.errors import (
     BackcastError,
+    Conflict,
     OperationAbandoned,
+    OperationCancelled,
     OperationRunning,
     RegistryError,
     StoreError,
 )
-from backcast.lifecycle.orders import Order, read_order
+from backcast.lifecycle.orders import Order, Promote, Refresh, Rollback, read_order
 from backcast.lifecycle.places import Backcast, Report
 from backcast.logs import Trouble
-from backcast.registry import Operations
+from backcast.registry import Operations, Registry
 from backcast.registry.operations import OperationDraft, running
 from backcast.stores import Rounding
 from backcast.tracing import Steps
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _BEAT = 1.0  # seconds between two signs of life, less where the timeout is short
 _BEATS = 5  # within a timeout, at least
+_CANCELLABLE = {Promote.kind, Refresh.kind, Rollback.kind}  # others change things as they go
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # between two attempts while the registry is away
 
 
@@ -318,6 +321,42 @@ def abandonment(seen: Operation, timeout: float) -> OperationAbandoned:
         "nothing was switched.",
         owner=seen.owner,
     )
+
+
+def cancel(registry: Registry, id: str, *, actor: str, reason: str | None = None) -> Operation:
+    """Call an operation off that has made no switch yet, whoever runs it, and return it.
+
+    When this returns it has failed, nothing was switched, and another can begin. Who runs it is
+    told at its next report, stops, and leaves what it has loaded to the collector. An operation
+    that was cancelled before stays as it is.
+
+    Raises:
+        UnknownOperation: there is none of this id.
+        Conflict: it has ended, or made its switch, or is no change of what is live.
+    """
+    while True:
+        seen = registry.operations.get(id)
+        if seen.error is not None and seen.error["code"] == OperationCancelled.code:
+            return seen
+        _demand_cancellable(registry, seen)
+        # Its owner writes now and then: if it has since the look, its switch may be made.
+        if registry.operations.cancel(seen, OperationCancelled(id, actor, reason)):
+            return registry.operations.get(id)
+
+
+def _demand_cancellable(registry: Registry, seen: Operation) -> None:
+    about = {"operation": seen.id, "kind": seen.kind}
+    if seen.finished_at is not None:
+        raise Conflict(f"Operation {seen.id} has {seen.state} already.", **about)
+    if seen.kind not in _CANCELLABLE:
+        raise Conflict(f"Operation {seen.id} ({seen.kind}) cannot be cancelled; wait.", **about)
+    live = registry.deployments.made_by(seen.id)
+    if live is not None:
+        raise Conflict(
+            f"Operation {seen.id} has made version {live.version} live already; a rollback goes "
+            "back, when it has ended.",
+            **about,
+        )
 
 
 Say = Callable[[str], None]

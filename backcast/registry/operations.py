@@ -2,7 +2,8 @@
 
 The one that is active holds the only slot. Its owner gives signs of life, a number that grows;
 whoever finds it unchanged for long enough may take the operation over, by compare-and-swap on
-owner and number. An owner that lost its operation can write nothing to it any more.
+owner and number. An owner that lost its operation, or whose operation was cancelled, can write
+nothing to it any more.
 """
 
 import uuid
@@ -19,6 +20,7 @@ from backcast.errors import (
     Conflict,
     IdempotencyKeyReused,
     OperationAbandoned,
+    OperationCancelled,
     OperationRunning,
     UnknownOperation,
 )
@@ -158,7 +160,7 @@ class Operations:
         with self._db.write() as connection:
             row = connection.execute(ended).first()
             if row is None:
-                raise _lost(claim)
+                raise _lost(connection, claim)
             if row.act is not None:
                 end_act(connection, row.act, outcome, code, told)
 
@@ -168,20 +170,30 @@ class Operations:
 
     def take(self, seen: Operation, owner: str) -> Claim | None:
         """Make ``owner`` the one who runs an operation, if it is as it was seen; else None."""
-        row = tables.operations.c
-        unchanged = (row.id == seen.id) & (row.slot == SLOT) & (row.beat == seen.beat)
-        unchanged &= row.owner.is_(None) if seen.owner is None else row.owner == seen.owner
-        taken = update(tables.operations).where(unchanged)
-        taken = taken.values(owner=owner, beat=row.beat + 1, heartbeat_at=utc_now())
+        beat = tables.operations.c.beat + 1
+        taken = _unchanged(seen).values(owner=owner, beat=beat, heartbeat_at=utc_now())
         with self._db.write() as connection:
             if connection.execute(taken).rowcount != 1:
                 return None
         return Claim(seen.id, owner)
 
+    def cancel(self, seen: Operation, error: OperationCancelled) -> bool:
+        """Fail an operation that another process runs; return whether it was still as seen.
+
+        Where it was not, it may have made its switch since; else it never does any more.
+        """
+        values = {**_failed(error), "slot": None, "finished_at": utc_now()}
+        ended = _unchanged(seen).values(**values).returning(tables.operations.c.act)
+        with self._db.write() as connection:
+            row = connection.execute(ended).first()
+            if row is not None and row.act is not None:
+                end_act(connection, row.act, *judge(error), {})
+        return row is not None
+
     def _write(self, claim: Claim, **values: Any) -> None:
         with self._db.write() as connection:
             if connection.execute(_of(claim).values(**values)).rowcount != 1:
-                raise _lost(claim)
+                raise _lost(connection, claim)
 
     def _first(self, condition: Any) -> Operation | None:
         with self._db.read() as connection:
@@ -203,11 +215,12 @@ def abandon_active(connection: Connection, reason: str) -> None:
 def fence(connection: Connection, claim: Claim) -> None:
     """Hold the operation for the caller's transaction; raise OperationAbandoned.
 
-    Nobody takes it over until the transaction ends, and nobody who looked before does afterwards.
+    Nobody takes it over or cancels it until the transaction ends, and nobody who looked before
+    does afterwards.
     """
     held = _of(claim).values(beat=tables.operations.c.beat + 1)
     if connection.execute(held).rowcount != 1:
-        raise _lost(claim)
+        raise _lost(connection, claim)
 
 
 def _failed(error: BackcastError) -> dict[str, Any]:
@@ -221,7 +234,18 @@ def _of(claim: Claim) -> Update:
     return update(tables.operations).where(own)
 
 
-def _lost(claim: Claim) -> OperationAbandoned:
+def _unchanged(seen: Operation) -> Update:
+    row = tables.operations.c
+    unchanged = (row.id == seen.id) & (row.slot == SLOT) & (row.beat == seen.beat)
+    unchanged &= row.owner.is_(None) if seen.owner is None else row.owner == seen.owner
+    return update(tables.operations).where(unchanged)
+
+
+def _lost(connection: Connection, claim: Claim) -> OperationAbandoned:
+    row = tables.operations.c
+    found = dict(connection.scalar(select(row.error).where(row.id == claim.id)) or {})
+    if found.pop("code", None) == OperationCancelled.code:
+        return OperationCancelled.rebuild(found.pop("message"), found)
     return OperationAbandoned(
         f"Operation {claim.id} is not run by {claim.owner} any more: it gave no sign of life for "
         "too long, or handed it back. Its state says what became of it.",

@@ -59,8 +59,10 @@ class EmbeddedStore:
         precision: Precision | None = None,
     ) -> None:
         """Load a snapshot; see the port. Loads of one store run one after another."""
+        target = self._folder / snapshot
+        if target.exists():
+            return  # at once: another load may take long, and somebody want to go back
         with self._writing():
-            target = self._folder / snapshot
             if target.exists():
                 return
             unfinished = self._folder / f"{_UNFINISHED}{snapshot}"

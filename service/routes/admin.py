@@ -25,12 +25,14 @@ from backcast.lifecycle import (
     plan_promotion,
     plan_rollback,
 )
+from backcast.lifecycle.operations import cancel
 from backcast.versions import Key, OperationState
 from service.administration import Administrator, admin_router
 from service.auditing import recorded
 from service.declarations import problem_responses
 from service.documents import (
     LARGEST_VERSION,
+    CancellationRequest,
     DeploymentDetailDocument,
     DeploymentDocument,
     DeploymentsDocument,
@@ -192,16 +194,40 @@ def list_operations(
     return OperationsDocument(operations=[OperationDocument.model_validate(o) for o in found])
 
 
+_OperationId = Annotated[str, Path(pattern=r"^[\w-]{1,64}$")]
+
+
 @router.get(
     "/operations/{id}",
     summary="One operation",
     responses=problem_responses(401, 403, 404, 422, 503),
 )
-def get_operation(
-    request: Request, id: Annotated[str, Path(pattern=r"^[\w-]{1,64}$")]
-) -> OperationDocument:
+def get_operation(request: Request, id: _OperationId) -> OperationDocument:
     """Return an operation, while it runs and afterwards."""
     operation = state_of(request).backcast.registry.operations.get(id)
+    return OperationDocument.model_validate(operation)
+
+
+@router.post(
+    "/operations/{id}/cancel",
+    summary="Call an operation off",
+    responses=problem_responses(401, 403, 404, 408, 409, 413, 422, 503),
+)
+def cancel_operation(
+    request: Request,
+    caller: Administrator,
+    id: _OperationId,
+    wanted: Annotated[CancellationRequest, Body()],
+) -> OperationDocument:
+    """End an operation that has switched nothing yet, whichever replica or command runs it.
+
+    It has failed then with `operation-cancelled`, and another can begin at once. Cancelling twice
+    changes nothing; what has ended otherwise, or has made its switch, is refused.
+    """
+    with recorded(request, caller, acts.cancelling(id, wanted.reason)):
+        operation = cancel(
+            state_of(request).backcast.registry, id, actor=caller.consumer, reason=wanted.reason
+        )
     return OperationDocument.model_validate(operation)
 
 

@@ -5,6 +5,8 @@ Owners that die or sleep are processes; those that look after them are replicas 
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +22,13 @@ from sqlalchemy import event, update
 
 from backcast.acts import Act, Actor, ActRecord, Outcome
 from backcast.artifacts import Artifacts, HashingFile
+from backcast.cli import main
 from backcast.drift import bounded_snapshot, open_bounds
 from backcast.errors import (
     BackcastError,
     Conflict,
     OperationAbandoned,
+    OperationCancelled,
     OperationRunning,
     PromotionConflict,
     RegistryError,
@@ -38,13 +42,14 @@ from backcast.lifecycle import (
     run_order,
     upsert,
 )
-from backcast.lifecycle.operations import Watcher, begin, new_owner
-from backcast.registry import OperationDraft, postgres, tables
+from backcast.lifecycle.operations import Watcher, begin, cancel, new_owner
+from backcast.registry import OperationDraft, Operations, postgres, tables
 from backcast.registry.snapshots import Snapshots
 from backcast.settings import Settings
 from backcast.snapshots import read_snapshot
 from backcast.vectors import VectorBatch
 from backcast.versions import Claim, Entity, Operation, OperationState
+from benchmarks.soak_replicas import replica_environment
 from service.engine import Engine
 from service.operations import Operator
 from tests.service_support import client_of
@@ -394,6 +399,224 @@ def test_key_sent_again_finds_the_same_operation(home: Home) -> None:
         again, is_new = second.start(Promote(1, 0), "ann", "morning")
         assert (again.id, is_new) == (begun.id, False)
     assert len(home.backcast.registry.operations.recent(10)) == 1
+
+
+# --- called off -----------------------------------------------------------------------------------
+
+
+class Hold:
+    """Holds the first operation that comes to a point up until it is opened."""
+
+    def __init__(self, point: str) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self._point = point
+
+    def _wait(self, point: str) -> None:
+        if point == self._point and not self.reached.is_set():
+            self.reached.set()
+            assert self.opened.wait(WAIT_S)
+
+    def put(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hold up all operations of this process."""
+        progress, succeed = Operations.progress, Operations.succeed
+
+        def watched(operations: Operations, claim: Claim, step: str, fraction: float) -> None:
+            progress(operations, claim, step, fraction)
+            self._wait("half loaded" if step == "load" and 0.4 < fraction < 0.9 else step)
+
+        def late(operations: Operations, claim: Claim, result: Any) -> None:
+            self._wait("switched")
+            succeed(operations, claim, result)
+
+        monkeypatch.setattr(Operations, "progress", watched)
+        monkeypatch.setattr(Operations, "succeed", late)
+
+
+def newest(home: Home, version: int) -> str:
+    found = home.backcast.registry.snapshots.latest(version)
+    assert found is not None
+    return found.id
+
+
+def problem_of(response: Any) -> tuple[int, str]:
+    return response.status_code, response.json()["type"].removeprefix("urn:backcast:problem:")
+
+
+@pytest.mark.parametrize("step", ["check", "load", "half loaded", "switch"])
+def test_promotion_is_called_off_and_rolled_back_at_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    hold = Hold(step)
+    home.promote(1)
+    with client_of(home) as client:
+        hold.put(monkeypatch)
+        order = client.post("/admin/versions/2/promote", json={"expected_live": 1})
+        begun, act = order.json(), act_of(home)
+        assert hold.reached.wait(WAIT_S)
+        back = {"expected_live": 1, "reason": "clicks fell"}
+        assert problem_of(client.post("/admin/rollback", json=back)) == (409, "operation-running")
+        path, why = f"/admin/operations/{begun['id']}/cancel", {"reason": "clicks fell"}
+        cancelled = client.post(path, json=why)
+        assert cancelled.status_code == 200
+        ended_at = cancelled.json()["finished_at"]
+        assert ended_at is not None
+        assert (cancelled.json()["state"], cancelled.json()["owner"]) == ("failed", begun["owner"])
+        assert cancelled.json()["error"] == {
+            "code": "operation-cancelled",
+            "message": f'Operation {begun["id"]} was cancelled by consumer 0 ("clicks fell"); '
+            "nothing was switched.",
+            "operation": begun["id"],
+            "by": "consumer 0",
+            "reason": "clicks fell",
+        }
+        rolled = client.post("/admin/rollback", json=back)
+        assert rolled.status_code == 202
+        assert ended(home, rolled.json()["id"]).state is OperationState.SUCCEEDED
+        home.check_served(0)
+        hold.opened.set()
+        again = client.post(path, json={"reason": "another"})
+        assert (again.status_code, again.json()) == (200, cancelled.json())
+        running = client.app_state["service"].operator._running
+        deadline = time.monotonic() + WAIT_S
+        while running:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert problem_of(client.post(rolled.headers["Location"] + "/cancel", json={})) == (
+            *(409, "conflict"),
+        )
+    home.check_served(0)
+    assert [(kind, version) for kind, version, _ in history(home)] == [
+        *(("rollback", 0), ("promote", 1), ("promote", 0)),
+    ]
+    [found] = [one for one in home.backcast.registry.audit.recent(20) if one.id == act.id]
+    assert (found.act, found.outcome, found.code) == ("promote", "failed", "operation-cancelled")
+    assert [
+        (one.target, one.reason, one.outcome)
+        for one in reversed(home.backcast.registry.audit.recent(20))
+        if one.act == "cancel"
+    ] == [
+        (f"operation {begun['id']}", "clicks fell", "succeeded"),
+        (f"operation {begun['id']}", "another", "succeeded"),
+        (f"operation {rolled.json()['id']}", None, "refused"),
+    ]
+    kept = home.backcast.registry.drifts.of(newest(home, 1))
+    assert kept is not None
+    folders = home.backcast.artifacts.folders()
+    assert [name for name in folders if name.startswith("drifts/")] == [kept.folder]
+    home.promote(2, force=True, reason="it was not its fault")
+    home.check_served(2)
+
+
+def test_what_is_switched_is_not_called_off(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = Hold("switched")
+    hold.put(monkeypatch)
+    with replica(home) as operator:
+        operation, _ = operator.start(Promote(1, 0), "ann")
+        assert hold.reached.wait(WAIT_S)
+        with pytest.raises(Conflict, match="has made version 1 live already; a rollback goes back"):
+            cancel(home.backcast.registry, operation.id, actor="bob")
+        hold.opened.set()
+        done = ended(home, operation.id)
+        assert (done.state, done.error) == (OperationState.SUCCEEDED, None)
+        with pytest.raises(Conflict, match="has succeeded already"):
+            cancel(home.backcast.registry, operation.id, actor="bob")
+    home.check_served(1)
+
+
+def test_switch_between_the_look_and_the_cancellation_stands(home: Home) -> None:
+    operations = home.backcast.registry.operations
+    operation = begin(home.backcast, Promote(1, 0), "ann", owner="host:1")
+    seen = operations.get(operation.id)
+    home.promote(1, operation=Claim(operation.id, "host:1"))
+    assert not operations.cancel(seen, OperationCancelled(operation.id, "bob", None))
+    operations.succeed(Claim(operation.id, "host:1"), {})
+    assert operations.get(operation.id).state is OperationState.SUCCEEDED
+
+
+def test_nobody_carries_on_what_was_called_off(home: Home) -> None:
+    assert exit_codes(accept_and_die, (home.settings, "load")) == [-signal.SIGKILL]
+    left = active(home)
+    cancelled = cancel(home.backcast.registry, left.id, actor="bob")
+    with replica(home):
+        time.sleep(3 * TIMEOUT)
+        assert home.backcast.registry.operations.get(left.id) == cancelled
+    assert (act_of(home).outcome, act_of(home).code) == (Outcome.FAILED, "operation-cancelled")
+    home.check_served(0)
+
+
+def test_collection_is_not_called_off(home: Home) -> None:
+    operations = home.backcast.registry.operations
+    operation = operations.start(OperationDraft("collect", {}, "ann", "host:1"))
+    with pytest.raises(Conflict, match=r"\(collect\) cannot be cancelled"):
+        cancel(home.backcast.registry, operation.id, actor="bob")
+    assert active(home) == operation
+
+
+def promote_by_command(environment: dict[str, str], folder: Path) -> None:
+    """Run ``backcast promote 1``; wait in the loading for a file called "go"."""
+    progress, go = Operations.progress, folder / "go"
+
+    def watched(operations: Operations, claim: Claim, step: str, fraction: float) -> None:
+        progress(operations, claim, step, fraction)
+        while step == "load" and not go.exists():
+            (folder / "reached").touch()
+            time.sleep(0.02)
+
+    Operations.progress = watched  # type: ignore[assignment,method-assign]
+    os.environ.update(environment)
+    sys.argv = ["backcast", "promote", "1"]
+    with (folder / "stderr").open("w") as stderr:
+        os.dup2(stderr.fileno(), 2)
+        main()
+
+
+def test_command_is_called_off_from_another_process(home: Home, tmp_path: Path) -> None:
+    environment = replica_environment(home.settings)
+    process = SPAWNER.Process(target=promote_by_command, args=(environment, tmp_path))
+    process.start()
+    try:
+        deadline = time.monotonic() + WAIT_S
+        while not (tmp_path / "reached").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        id = active(home).id
+        called_off = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "backcast",
+                "operations",
+                id,
+                "--cancel",
+                "--reason",
+                "too late",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+        assert (called_off.returncode, called_off.stderr) == (0, "")
+        assert id in called_off.stdout
+        assert home.backcast.registry.operations.active() is None
+        (tmp_path / "go").touch()
+        process.join(WAIT_S)
+        assert process.exitcode == 1
+    finally:
+        process.kill()
+        process.join()
+    told = [line for line in (tmp_path / "stderr").read_text().splitlines() if "error" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"error: Operation {id} was cancelled by cli:")
+    assert told[0].endswith('("too late"); nothing was switched.')
+    acts = home.backcast.registry.audit.recent(10)
+    assert [(act.act, act.outcome, act.code) for act in acts] == [
+        ("cancel", "succeeded", None),
+        ("promote", "failed", "operation-cancelled"),
+    ]
+    home.check_served(0)
+    home.promote(1)
+    home.check_served(1)
 
 
 # --- what goes wrong after the switch -------------------------------------------------------------

@@ -65,11 +65,12 @@ def called(route: APIRoute) -> tuple[str, str]:
     """Return a method and a path that lead to a route."""
     [method] = route.methods or {"GET"}
     path = route.path.replace("{name:path}", "consumer 0").replace("{prefix}", "00000000")
-    return method, path.replace("{k}", "1").replace("{j}", "1")
+    return method, path.replace("{k}", "1").replace("{j}", "1").replace("{id}", "0f")
 
 
 TARGETS = {
     **{name: "version 1" for name in ACTS if name.endswith(("_version", "_deprecation"))},
+    "cancel_operation": "operation 0f",
     "pin_consumer": "consumer consumer 0",
     "rotate_key": "key 00000000",
     "revoke_key": "key 00000000",
