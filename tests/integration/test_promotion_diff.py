@@ -182,9 +182,25 @@ def test_retired_versions_are_not_compared_nor_bounded(home: Home) -> None:
 
 
 def test_sibling_is_compared_for_the_versions_that_both_serve(tmp_path: Path) -> None:
-    with build_home(tmp_path, parents=(None, 0, 0), live=1) as home:
-        compared = compare_with_live(home.backcast, 2)
-        assert [t.version for t in compared.diff.targets] == [0]
+    with build_home(tmp_path, parents=(None, 0, 0), bias=True, live=1) as home:
+        [target] = compare_with_live(home.backcast, 2).diff.targets
+        assert target.version == 0
+        moved = {kind: changes(home, 1, 2, 0, kind, home.ids(kind, version=2)) for kind in Entity}
+        for kind, exact in moved.items():
+            before = home.reference(0, home.ids(kind, version=2), kind, live=1)
+            change, relative = target.entities[kind].absolute, target.entities[kind].relative
+            assert change is not None
+            assert relative is not None
+            assert change.mean == pytest.approx(exact.mean(), rel=1e-5)
+            assert change.max == pytest.approx(exact.max(), rel=1e-5)
+            share = exact / np.linalg.norm(before, axis=1)
+            assert relative.mean == pytest.approx(share.mean(), rel=1e-5)
+        home.promote(2, force=True, reason="1 was trained on the wrong data")
+        for kind, exact in moved.items():
+            ids = home.ids(kind, version=2)
+            exact = exact + changes(home, 0, 1, 0, kind, ids)
+            assert bounds(home, ids, 0, kind) == pytest.approx(exact, rel=1e-5)
+            assert np.isnan(bounds(home, ids, 1, kind)).all()
 
 
 def test_what_cannot_be_compared_says_why(home: Home, tmp_path: Path) -> None:
