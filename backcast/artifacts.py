@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -30,6 +31,7 @@ from backcast.errors import (
     ArtifactUnwritable,
     ConfigError,
 )
+from backcast.folders import make_private
 from backcast.versions import FileDigest
 
 FOLDER = re.compile(r"(versions|snapshots|deltas|drifts)/[^/]+-[0-9a-f]{8}")
@@ -87,6 +89,8 @@ class Artifacts:
         """
         path, url = self._path(folder, name), self.url(folder, name)
         with _translated(url):
+            if self._local:
+                make_private(Path(self._root))
             self._fs.makedirs(os.path.dirname(path), exist_ok=True)
             raw = self._fs.open(path, "wb")
         file = HashingFile(raw, url)

@@ -8,7 +8,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alembic import command
@@ -27,6 +27,7 @@ from backcast.errors import (
     RegistryError,
     SchemaMismatch,
 )
+from backcast.folders import make_private
 from backcast.registry.database import Database
 from backcast.registry.revisions import Fit, Revision, fit
 from backcast.registry.tables import SCHEMA_REVISION
@@ -46,6 +47,8 @@ _SERVER_URL = re.compile(r"[^:]*://(?:[^:/]*(?::[^@]*)?@)?[^@]*")
 def make_engine(url: str) -> Engine:
     """Return an engine for ``url``; SQLite gets its parent folder, WAL and foreign keys.
 
+    A folder or a file that is made here is for the user of this process alone.
+
     Raises:
         ConfigError: the URL names no database that could be used; no part of a password is shown.
     """
@@ -55,7 +58,7 @@ def make_engine(url: str) -> Engine:
             _demand_whole_password(url)
             _demand_postgresql(parsed)
         elif parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            make_private(Path(parsed.database).parent)
         engine = _create(parsed)
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"BACKCAST_DATABASE_URL: {error}.") from error
@@ -74,6 +77,7 @@ def make_engine(url: str) -> Engine:
             f"{parsed.drivername} needs the package {error.name!r}: {mend}."
         ) from error
     if engine.dialect.name == "sqlite":
+        event.listen(engine, "do_connect", _make_file)
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin)
         _follow_file(engine, str(parsed.database))
@@ -108,6 +112,13 @@ def _create(url: URL) -> Engine:
     )
     postgres.bound(engine)
     return engine
+
+
+def _make_file(_dialect: object, _record: object, names: list[str], _options: object) -> None:
+    # SQLite would make it under the umask; what it makes beside it has the rights of the file.
+    if not names[0].startswith((":memory:", "file:")):
+        with suppress(OSError):  # it is there, or SQLite will say what is wrong
+            os.close(os.open(names[0], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _tune_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:

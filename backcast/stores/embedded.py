@@ -29,6 +29,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from backcast.errors import DimensionMismatch, InvalidInput, SnapshotNotLoaded, StoreError
+from backcast.folders import make_private
 from backcast.stores.base import Gathered
 from backcast.stores.precision import Precision, Rounder, Rounding
 from backcast.vectors import VectorBatch, check_id
@@ -46,7 +47,7 @@ class EmbeddedStore:
     def __init__(self, folder: Path, precision: Precision = Precision.FLOAT32) -> None:
         self._folder, self._precision = folder, precision
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
         except OSError as error:
             raise StoreError(f"The store folder {folder} cannot be made: {error}.") from error
 
