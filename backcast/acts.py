@@ -1,7 +1,9 @@
 """What administrators do, as the audit log tells of it.
 
 Each act is described in one place here, whether it is asked for over HTTP or as a command. None
-names an id whose vector is put or erased: who was erased must not be learnt from the log.
+names an id whose vector is put or erased. Of an erasure there is a digest of all its ids together,
+which shows what was carried out to whoever has the order. It hides no id from whoever has a list
+that holds it: that of a single id is found by trying them all.
 """
 
 import hashlib
@@ -172,7 +174,7 @@ def upserting(counts: Mapping[str, int], reason: str | None) -> Act:
 
 
 def erasing(entity: str, ids: Sequence[str], reason: str | None) -> Act:
-    """Describe an erasure: of how many ids, and one digest of them all."""
+    """Describe an erasure: of how many ids, and one digest of them all; see the module."""
     # Ids come as they are; whether they can be any is for the erasure to say.
     digests = sorted(hashlib.sha256(id.encode(errors="surrogatepass")).hexdigest() for id in ids)
     together = hashlib.sha256("\n".join(digests).encode()).hexdigest()
