@@ -210,6 +210,11 @@ class Live:
     delta: int
     generation: int
 
+    @property
+    def name(self) -> str:
+        """S.d: the snapshot and the last delta on it, as answers name what they were made from."""
+        return f"{self.snapshot}.{self.delta}"
+
 
 @dataclass(frozen=True)
 class Operation:

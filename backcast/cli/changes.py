@@ -83,13 +83,12 @@ def upsert_command(
             most_changed=settings.max_changed,
             expected_live=found.version if expected_live is None else expected_live,
         )
-        recorded.found["snapshot"] = f"{live.snapshot}.{live.delta}"
-    name = f"{live.snapshot}.{live.delta}"
+        recorded.found["snapshot"] = live.name
     if as_json:
-        print_json({"snapshot": name, "live_version": live.version, "upserted": counts})
+        print_json({"snapshot": live.name, "live_version": live.version, "upserted": counts})
     else:
         put = ", ".join(f"{count} {entity}s" for entity, count in counts.items())
-        say(f"{put} put: {name} is live. Replicas follow within BACKCAST_POLL_SECONDS.")
+        say(f"{put} put: {live.name} is live. Replicas follow within BACKCAST_POLL_SECONDS.")
 
 
 def erase_command(
@@ -114,7 +113,7 @@ def erase_command(
 
 def _print_erasure(report: ErasureReport) -> None:
     live = report.live
-    now = f"{live.snapshot}.{live.delta} is live" if live else "nothing is live"
+    now = f"{live.name} is live" if live else "nothing is live"
     say(f"{report.ids} {report.entity} {'id' if report.ids == 1 else 'ids'} erased: {now}.")
     if report.unknown:
         say(f"Held nowhere: {', '.join(report.unknown)}.")

@@ -91,10 +91,10 @@ def _put(request: Request, read: Callable[[], Upsert], caller: Key) -> Response:
             most_changed=state.settings.max_changed,
             expected_live=wanted.expected_live,
         )
-        found.found["snapshot"] = f"{live.snapshot}.{live.delta}"
-    logger.info("%d %ss put, %s.%d is live", len(wanted.ids), wanted.entity, *_named(live))
+        found.found["snapshot"] = live.name
+    logger.info("%d %ss put, %s is live", len(wanted.ids), wanted.entity, live.name)
     document = UpsertDocument(
-        snapshot=f"{live.snapshot}.{live.delta}",
+        snapshot=live.name,
         live_version=live.version,
         entity=wanted.entity,
         upserted=len(wanted.ids),
@@ -114,14 +114,10 @@ def _end(request: Request, read: Callable[[], EraseRequest], caller: Key) -> Res
     return _answer(state, report.live, document.model_dump(mode="json"))
 
 
-def _named(live: Live) -> tuple[str, int]:
-    return live.snapshot, live.delta
-
-
 def _answer(state: State, live: Live | None, document: dict[str, Any]) -> Response:
     try:
         state.engine.refresh()
     except BackcastError as error:  # it is done and durable; the next poll does this again
         logger.warning("after a change of ids: %s", error.message)
-    headers = {} if live is None else {"Backcast-Snapshot": f"{live.snapshot}.{live.delta}"}
+    headers = {} if live is None else {"Backcast-Snapshot": live.name}
     return JSONResponse(document, headers=headers)
