@@ -702,13 +702,3 @@ class TestSchema:
     def set_revision(self, engine: Engine, revision: str) -> None:
         with engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
-
-
-def test_every_command_of_the_page_on_faults_is_tried_here() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
-    named = set(re.findall(r"`backcast (promote|refresh|rollback|db \w+|gc)\b", page))
-    source = Path(__file__).read_text()
-    assert named == {"promote", "db upgrade"}
-    for command in named:
-        quoted = ", ".join(f'"{word}"' for word in command.split())
-        assert f"backcast(home, {quoted}" in source
