@@ -139,6 +139,33 @@ def _install(apt_get: Path, package: str, program: str, search: Sequence[str]) -
     return find_program(program, search)
 
 
+def unpacked_program(
+    program: str, package: str, folder: Path, search: Sequence[str] = SEARCH
+) -> Path:
+    """Find a program, or else unpack its package into ``folder``: no service of it is started."""
+    own = str(folder / package / "usr/bin")
+    apt_get = find_program("apt-get", search)
+    with _one_at_a_time():
+        found = find_program(program, [*search, own])
+        if found is None and apt_get is not None:
+            _unpack(apt_get, package, folder)
+            found = find_program(program, [own])
+    if found is None:
+        raise ServerUnavailable(
+            f"no {program} to start: install it (Debian, Ubuntu: apt-get install {package})"
+        )
+    return found
+
+
+def _unpack(apt_get: Path, package: str, folder: Path) -> None:
+    # Only the result counts, as above. Who is not root has to do without the update.
+    subprocess.run([apt_get, "update"])
+    subprocess.run([apt_get, "download", package], cwd=folder)
+    for archive in folder.glob(f"{package}_*.deb"):
+        subprocess.run(["dpkg", "-x", archive.name, package], cwd=folder)
+        archive.unlink()
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -317,6 +317,18 @@ def test_root_installs_the_package(programs: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_package_is_unpacked_and_not_installed(programs: Path, tmp_path: Path) -> None:
+    script(programs / "apt-get", f'echo "$*" >> {programs}/calls')
+    asked = ("promtool", "prometheus", tmp_path, [str(programs)])
+    with pytest.raises(ServerUnavailable, match=r"no promtool to start: .* install prometheus"):
+        servers.unpacked_program(*asked)
+    assert (programs / "calls").read_text().splitlines() == ["update", "download prometheus"]
+    unpacked = tmp_path / "prometheus/usr/bin/promtool"
+    unpacked.parent.mkdir(parents=True)
+    script(unpacked)
+    assert servers.unpacked_program(*asked) == unpacked
+
+
 def test_newest_version_is_found_first(programs: Path) -> None:
     for version in ("9.6", "15", "9.10"):
         folder = programs / version / "bin"
