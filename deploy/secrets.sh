@@ -13,11 +13,15 @@ password() {
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-postgres=$(password)
+owner=$(password)
+service=$(password)
 redis=$(password)
 umask 0333
-printf %s "$postgres" > secrets/postgres_password
+printf %s "$(password)" > secrets/postgres_password
+printf %s "$owner" > secrets/owner_password
+printf %s "$service" > secrets/service_password
 printf %s "$redis" > secrets/redis_password
 printf %s "$(password)" > secrets/grafana_password
-printf %s "postgresql+psycopg://backcast:$postgres@postgres:5432/backcast" > secrets/database_url
+printf %s "postgresql+psycopg://backcast_owner:$owner@postgres:5432/backcast" > secrets/owner_database_url
+printf %s "postgresql+psycopg://backcast:$service@postgres:5432/backcast" > secrets/database_url
 printf %s "redis://:$redis@redis:6379/0" > secrets/store_url

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DatabaseError, DataError, InterfaceError, Operational
 from backcast.errors import InvalidInput, RegistryError
 
 _IDLE_STATE = "25P03"  # PostgreSQL ended a transaction whose process slept for too long
+_NO_RIGHT_STATE = "42501"  # of PostgreSQL: the role lacks a privilege
 _GONE_STATES = {"42703", "42P01"}  # a column, a table: a newer release took it away meanwhile
 _STATE_LOCK = 0x73746174  # any constant: PostgreSQL's advisory lock of this name
 
@@ -82,6 +83,11 @@ def _translated(engine: Engine) -> Iterator[None]:
         if state in _GONE_STATES:
             raise RegistryError(
                 f"The registry's schema is not this release's any more: {reason}."
+            ) from error
+        if state == _NO_RIGHT_STATE:
+            raise RegistryError(
+                f"The role in BACKCAST_DATABASE_URL may not do this: {reason}. "
+                "Use the one that owns the tables."
             ) from error
         known = type(error) in {DatabaseError, OperationalError, InterfaceError}
         if not known and state != _IDLE_STATE:

@@ -18,7 +18,7 @@ import httpx2
 import psycopg
 import yaml
 from psycopg import sql
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from tests.e2e.documents import ROOT
 from tests.e2e.images import Image, located
@@ -67,6 +67,11 @@ class Stack:
         """Where the proxy answers."""
         return f"http://{self.hosts['proxy:8000']}"
 
+    @property
+    def admin_url(self) -> str:
+        """Where the proxy lets administrators in."""
+        return f"http://{self.hosts['proxy:8001']}"
+
     def port(self, host: str) -> str:
         return self.hosts[host].partition(":")[2]
 
@@ -109,7 +114,7 @@ class Stack:
         """Start the proxy on the file that its service mounts."""
         program = installed_program("haproxy", "haproxy", "PATH", _PROXY_SEARCH)
         mounted, _, _ = self.services["proxy"]["volumes"][0].partition(":")
-        text = (ROOT / mounted).read_text().replace("bind :8000", "bind proxy:8000")
+        text = (ROOT / mounted).read_text().replace("bind :", "bind proxy:")
         placed = self.folder / "haproxy.cfg"
         placed.write_text(self.place(text))
         with (self.folder / "proxy.log").open("a") as log:
@@ -149,6 +154,7 @@ def running(image: Image, folder: Path) -> Iterator[Stack]:
             "postgres:5432": f"127.0.0.1:{make_url(postgres.url).port}",
             "redis:6379": f"127.0.0.1:{make_url(redis.url).port}",
             **{f"{name}:8000": f"127.0.0.1:{free_port()}" for name in ("proxy", *REPLICAS)},
+            "proxy:8001": f"127.0.0.1:{free_port()}",
         }
         document = compose()
         stack = Stack(image, folder, hosts, document["services"])
@@ -183,21 +189,30 @@ def _mount_secrets(stack: Stack, secrets: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _postgres(stack: Stack, server: OwnPostgres) -> Iterator[None]:
-    """Make user and database, as the image does on an empty volume, and ask for the password."""
-    environ = stack.environ("postgres")
-    user, database = (
-        sql.Identifier(environ["POSTGRES_USER"]),
-        sql.Identifier(environ["POSTGRES_DB"]),
-    )
-    password = Path(environ["POSTGRES_PASSWORD_FILE"]).read_text()
+    """Make database and roles, as the image does on an empty volume, and ask for passwords."""
     (server.folder / "data/pg_hba.conf").write_text(_PASSWORDS_FOR_ALL_BUT_US)
-    conninfo = make_url(server.url).set(drivername="postgresql").render_as_string()
+    superuser = make_url(server.url).set(drivername="postgresql")
+    database = stack.environ("postgres")["POSTGRES_DB"]
     with server.running():
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            made = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(user, password)
+        with psycopg.connect(superuser.render_as_string(), autocommit=True) as connection:
+            made = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database))
             connection.execute(made)
-            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, user))
+        for volume in stack.services["postgres"]["volumes"]:
+            source, _, target = volume.partition(":")
+            if target.startswith("/docker-entrypoint-initdb.d/"):
+                _initialize(stack, source, superuser.set(database=database))
         yield
+
+
+def _initialize(stack: Stack, script: str, database: URL) -> None:
+    """Run an SQL script as the image's entrypoint does, as the superuser."""
+    psql = find_program("psql", SEARCH)
+    assert psql is not None
+    placed = stack.folder / Path(script).name
+    placed.write_text(stack.place((ROOT / script).read_text()))
+    strict = ["-v", "ON_ERROR_STOP=1", "--no-password", "--no-psqlrc"]
+    named = ["--dbname", database.render_as_string(), "--file", str(placed)]
+    subprocess.run([psql, *strict, *named], check=True)
 
 
 @contextmanager

@@ -18,9 +18,11 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psycopg
 import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
+from sqlalchemy import make_url
 from starlette.requests import Request
 
 from backcast.client import Client
@@ -36,6 +38,7 @@ from tests.support import Home, build_home
 
 USER = 10001
 STOP_S = 30
+NO_COPY = "must be superuser or have privileges|permission denied to COPY"  # PostgreSQL 15; 16
 
 
 @contextmanager
@@ -174,6 +177,68 @@ def test_databases_ask_for_the_passwords_in_the_secrets(stack: Stack) -> None:
         open_registry(Settings.load(database_url=wrong))
 
 
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("UPDATE audit SET actor = 'nobody'", "audit is append-only"),
+        ("DELETE FROM audit_outcomes", "audit_outcomes is append-only"),
+        ("TRUNCATE audit CASCADE", "permission denied for table audit"),
+        ("ALTER TABLE audit DISABLE TRIGGER USER", "must be owner of table audit"),
+        ("DROP TRIGGER audit_append_only ON audit", "must be owner of relation audit"),
+        ("DROP TABLE audit_outcomes", "must be owner of table audit_outcomes"),
+        ("DROP FUNCTION refuse_to_change_the_log CASCADE", "must be owner of function"),
+        ("SET session_replication_role = replica", "permission denied to set parameter"),
+        ("SELECT setval('audit_id_seq', 1)", "permission denied for sequence audit_id_seq"),
+        ("CREATE TABLE mine ()", "permission denied for schema public"),
+        ("CREATE SCHEMA mine", "permission denied for database backcast"),
+        ("SET ROLE backcast_owner", 'permission denied to set role "backcast_owner"'),
+        ("ALTER ROLE backcast SUPERUSER", "must be superuser|permission denied to alter role"),
+        ("COPY usage FROM PROGRAM 'true'", NO_COPY),
+        ("COPY usage TO '/tmp/usage'", NO_COPY),
+    ],
+)
+def test_role_of_the_service_changes_rows_and_nothing_else(
+    served: Served, statement: str, why: str
+) -> None:
+    before = _noted(served.stack)
+    assert before
+    refused = pytest.raises(psycopg.Error, match=why)
+    with _connected(served.stack, "database_url") as connection, refused:
+        connection.execute(statement)
+    assert _noted(served.stack) == before
+
+
+def test_owner_of_the_tables_is_no_superuser(stack: Stack) -> None:
+    with _connected(stack, "owner_database_url") as connection:
+        owned = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+        assert connection.execute(owned).fetchall() == [("backcast_owner",)]
+        with pytest.raises(psycopg.Error, match=NO_COPY):
+            connection.execute("COPY usage FROM PROGRAM 'true'")
+
+
+def test_every_command_works_as_the_role_of_the_service(served: Served) -> None:
+    """The replicas, which promoted and answered, connect as it too."""
+    stack, folder = served.stack, served.stack.image.environ["BACKCAST_HOME"]
+    prefix = served.reader.split("_")[1]
+    for command in (
+        "backup {folder}/kept",
+        "verify",
+        "erase missing --entity user",
+        "refresh --compact",
+        "rollback --reason tried",
+        "promote 1 --force --reason tried",
+        "pin ranking 0",
+        "usage --version 0",
+        f"keys rotate {prefix} --overlap 1h",
+        "deprecate 0 --sunset 2099-01-31",
+        "gc",
+        "audit",
+        "db check",
+    ):
+        done = stack.run(*command.format(folder=folder).split())
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
 def test_secrets_are_kept_by_their_folder(stack: Stack) -> None:
     folder = stack.folder / "secrets"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -251,11 +316,43 @@ def test_what_no_replica_takes_is_told_as_they_would(served: Served) -> None:
     assert said == {name: json.loads(bytes(expected.body))[name] for name in said}
 
 
+def test_backup_comes_back_by_the_owner_only(served: Served) -> None:
+    stack = served.stack
+    place = f"{stack.image.environ['BACKCAST_HOME']}/again"
+    kept = stack.run("backup", place)
+    assert kept.returncode == 0, kept.stderr
+    emptied = stack.run("db", "downgrade", "base", service="migrate")
+    refused = stack.run("restore", place)
+    restored = stack.run("restore", place, service="migrate")
+    assert (emptied.returncode, restored.returncode) == (0, 0), emptied.stderr + restored.stderr
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert json.loads(refused.stderr)["message"] == (
+        "The role in BACKCAST_DATABASE_URL may not do this: permission denied for schema public. "
+        "Use the one that owns the tables."
+    )
+    again = stack.run("verify")
+    assert again.returncode == 0, again.stderr
+
+
 def test_no_log_shows_a_password(served: Served) -> None:
     logs = "".join(served.stack.log(name) for name in (*REPLICAS, "proxy"))
     assert "Uvicorn running" in logs
     for path in (served.stack.folder / "secrets").iterdir():
         assert path.read_text() not in logs
+
+
+@contextmanager
+def _connected(stack: Stack, secret: str) -> Iterator[psycopg.Connection[Any]]:
+    """Connect to the registry by one of the URLs in the secrets."""
+    url = make_url((stack.image.root / "run/secrets" / secret).read_text())
+    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        yield connection
+
+
+def _noted(stack: Stack) -> list[Any]:
+    with _connected(stack, "database_url") as connection:
+        return connection.execute("SELECT * FROM audit ORDER BY id").fetchall()
 
 
 def _places(stack: Stack) -> dict[str, Any]:

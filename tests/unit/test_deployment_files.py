@@ -126,6 +126,18 @@ def test_passwords_come_as_files_and_are_never_in_the_repository() -> None:
     assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+def test_only_the_migration_connects_as_the_owner_of_the_tables() -> None:
+    holders = {
+        secret: {name for name, of in SERVICES.items() if secret in of.get("secrets", ())}
+        for secret in ("owner_database_url", "owner_password", "postgres_password")
+    }
+    assert holders == {
+        "owner_database_url": {"migrate"},
+        "owner_password": {"postgres"},
+        "postgres_password": {"postgres"},
+    }
+
+
 def test_replicas_share_artifacts_and_wait_for_the_schema() -> None:
     first, second = SERVICES["service-1"], SERVICES["service-2"]
     assert first == second
