@@ -3,6 +3,7 @@
 What users see meanwhile is in tests/integration/test_faults.py.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -12,17 +13,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from redis import Redis
 from starlette.testclient import TestClient
 
-from backcast.errors import ArtifactUnwritable
-from backcast.lifecycle import open_backcast, promote
+from backcast.errors import ArtifactCorrupt, ArtifactUnwritable
+from backcast.lifecycle import open_backcast, promote, sweep
 from backcast.registry.deployments import Deployments
 from backcast.registry.schema import downgrade, make_engine
 from backcast.registry.snapshots import Snapshots
@@ -254,10 +257,10 @@ def train_and_die(settings: Settings, data: Path) -> None:
         shop.train(0.8)
 
 
-def publish_again(settings: Settings, data: Path) -> None:
+def publish_again(settings: Settings, data: Path, version: int = 2) -> None:
     with open_workshop(settings.home, dataset := Dataset.read(data)) as shop:
         last = int(dataset.timestamps[-1])
-        publish_version(shop.registry, shop.artifacts, 2, dataset, until=last)
+        publish_version(shop.registry, shop.artifacts, version, dataset, until=last)
 
 
 def publish_and_die(settings: Settings, data: Path) -> None:
@@ -351,6 +354,40 @@ def test_delta_is_gone(place: Place, right: dict[int, Answers], commands: list[s
         place.type(commands, file=lost)
         eventually(lambda: check_ready(client, ".1"))
         assert answers(client) == right[1]
+
+
+@at(
+    "The list of what was put (`put.parquet`) is truncated, swapped or missing, on publishing",
+)
+def test_list_of_what_was_put_is_gone(
+    place: Place, right: dict[int, Answers], commands: list[str]
+) -> None:
+    place.do("backcast refresh --compact && rm -r backups/monday && backcast backup backups/monday")
+    lost = place.file("snapshots/*/put.parquet")
+    truncate(place.artifact(lost))
+    with pytest.raises(ArtifactCorrupt, match=str(lost)):
+        publish_again(place.settings, place.folder / "shop", version=1)
+    place.type(commands, k=1, file=lost)
+    place.do("backcast refresh")
+    assert place.answers() == right[1]
+
+
+@at("What is over its grace period cannot be deleted")
+def test_what_is_over_cannot_be_deleted(
+    place: Place, right: dict[int, Answers], commands: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object, path: str, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    over = place.artifact(place.file("snapshots/v0-*"))
+    with monkeypatch.context() as patch, open_backcast(place.settings) as backcast:
+        patch.setattr(LocalFileSystem, "rm", refuse)
+        with pytest.raises(ArtifactUnwritable, match=f"{over.name} is not deleted"):
+            sweep(backcast, timedelta(0))
+    assert over.exists()
+    place.type(commands, BACKCAST_GRACE_SECONDS="0")
+    assert not over.exists()
+    assert place.answers() == right[1]
 
 
 @at("The disk is full on publishing")
