@@ -230,24 +230,24 @@ def _lost_ids(backcast: Backcast, target: Target) -> dict[Entity, tuple[str, ...
 
 
 def _upserted_since(backcast: Backcast, target: Target) -> dict[Entity, list[str]]:
-    """Return the ids changed by upserts since the target was live, and not erased after."""
+    """Return the ids that were put on what was live since the target, and not erased after.
+
+    An erasure is on every snapshot, so each says by itself what is left of its upserts; those of a
+    deleted one are gone.
+    """
     snapshots: list[str] = []
     for row in backcast.registry.deployments.history():
         snapshots.append(row["snapshot"])
         if row["from_snapshot"] == target.snapshot.id:
             break
-    changes = Changes()
+    upserted: dict[Entity, dict[str, None]] = {}
     for id in dict.fromkeys(reversed(snapshots)):
-        changes = _and_then(changes, _changes_on(backcast, id))
-    return {entity: changes.upserted(entity) for entity in changes.places}
-
-
-def _and_then(before: Changes, after: Changes) -> Changes:
-    # Places of different snapshots are never looked up: only which ids they name counts.
-    places = {entity: dict(known) for entity, known in before.places.items()}
-    for entity, known in after.places.items():
-        places.setdefault(entity, {}).update(known)
-    return Changes(places)
+        if backcast.registry.snapshots.get(id).condemned_at is not None:
+            continue
+        changes = _changes_on(backcast, id)
+        for entity in changes.places:
+            upserted.setdefault(entity, {}).update(dict.fromkeys(changes.upserted(entity)))
+    return {entity: list(ids) for entity, ids in upserted.items()}
 
 
 def _changes_on(backcast: Backcast, snapshot: str, upto: int | None = None) -> Changes:

@@ -421,6 +421,31 @@ def test_erased_id_is_not_listed_as_lost(home: Home) -> None:
     assert plan_rollback(home.backcast, grace=HOUR).lost == {Entity.ITEM: ("new b",)}
 
 
+def test_id_that_was_erased_and_put_again_is_listed_as_lost(home: Home) -> None:
+    first = live(home).snapshot
+    put(home, "back")
+    home.publish(2, seed=5)
+    refresh(home.backcast, actor="ann")
+    erase(home.backcast, Entity.ITEM, ["back"], actor="ann", grace=HOUR)
+    back(home, to_snapshot=first)
+    put(home, "back")
+    assert plan_rollback(home.backcast, grace=HOUR).lost == {Entity.ITEM: ("back",)}
+
+
+def test_plan_looks_through_what_is_kept(home: Home) -> None:
+    put(home, "swept")
+    home.publish(2, seed=5)
+    refresh(home.backcast, actor="ann")
+    sweep(home.backcast, NOW)
+    never_live = home.publish(1, seed=5).id
+    home.publish(1, seed=6)
+    home.promote(1, force=True, reason="2 is bad")
+    home.promote(2)
+    put(home, "kept")
+    plan = plan_rollback(home.backcast, grace=HOUR, to_snapshot=never_live)
+    assert plan.lost == {Entity.ITEM: ("kept",)}
+
+
 def test_promotion_that_fills_a_store_notices_that_another_went_live(home: Home) -> None:
     filled = live(home).snapshot
     home.backcast.store.drop(filled)
