@@ -50,6 +50,8 @@ class State:
             wait for one at most, however many batches are being answered.
         refreshes: lets one request at a time wait for another look at the registry, so that a
             slow one takes no threads from requests that need none.
+        plans: lets one dry run of a promotion at a time go through all vectors, which takes long,
+            and memory; those that wait hold no threads, which others need.
         probes: lets one health check at a time ask the store, which may hang.
         scrapes: lets one scrape at a time be written.
         idle: the connections on which nothing is being answered, the one that has been so for
@@ -73,6 +75,7 @@ class State:
     changes: Gate
     writing: Lock
     refreshes: CapacityLimiter
+    plans: CapacityLimiter
     probes: CapacityLimiter
     scrapes: CapacityLimiter
     shed: Counter[str]
@@ -143,6 +146,7 @@ def open_state(settings: Settings) -> Iterator[State]:
             changes=Gate("changes", shed, at_once=_CHANGES, waiting=settings.batches_waiting),
             writing=Lock(),
             refreshes=CapacityLimiter(1),
+            plans=CapacityLimiter(1),
             probes=CapacityLimiter(1),
             scrapes=CapacityLimiter(1),
             shed=shed,

@@ -1,8 +1,11 @@
 """What administrators do: promote, refresh, roll back, follow operations, read the history."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import (
     Body,
     Header,
@@ -18,6 +21,7 @@ from backcast import acts
 from backcast.lifecycle import (
     Expected,
     Order,
+    Plan,
     Promote,
     Refresh,
     Rollback,
@@ -85,7 +89,7 @@ IdempotencyKey = Annotated[
     response_model=OperationDocument,
     responses=_ordered(PlanDocument),
 )
-def promote_version(
+async def promote_version(
     request: Request,
     caller: Administrator,
     k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version to make live.")],
@@ -95,16 +99,14 @@ def promote_version(
     """Load the newest snapshot of a version and make it live, if its gates pass.
 
     What can be refused at once is; the rest becomes an operation, which fails or succeeds.
-    A dry run answers with the plan, when every gate has been run.
+    A dry run answers with the plan, when every gate has been run; a replica makes one at a time.
     """
     expected = _expected(wanted)
     if wanted.dry_run:
-        plan = plan_promotion(
-            state_of(request).backcast, k, expected_live=expected, snapshot=wanted.snapshot
-        )
-        return JSONResponse(plan.document())
+        look = partial(plan_promotion, expected_live=expected, snapshot=wanted.snapshot)
+        return await _planned(request, partial(look, state_of(request).backcast, k))
     order = Promote(k, expected, wanted.force, wanted.reason, wanted.snapshot)
-    return _start(request, order, caller, key)
+    return await to_thread.run_sync(_start, request, order, caller, key)
 
 
 @router.post(
@@ -114,7 +116,7 @@ def promote_version(
     response_model=OperationDocument,
     responses=_ordered(PlanDocument),
 )
-def refresh_version(
+async def refresh_version(
     request: Request,
     caller: Administrator,
     k: Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The live version.")],
@@ -128,10 +130,13 @@ def refresh_version(
     order = Refresh(k, wanted.expected_live, wanted.compact, wanted.reason)
     if wanted.dry_run:
         backcast = state_of(request).backcast
-        order.check(backcast)
-        plan = plan_promotion(backcast, k, expected_live=wanted.expected_live)
-        return JSONResponse(plan.document())
-    return _start(request, order, caller, key)
+
+        def look() -> Plan:
+            order.check(backcast)
+            return plan_promotion(backcast, k, expected_live=wanted.expected_live)
+
+        return await _planned(request, look)
+    return await to_thread.run_sync(_start, request, order, caller, key)
 
 
 @router.post(
@@ -162,6 +167,13 @@ def roll_back(
         return JSONResponse(plan.document())
     order = Rollback(wanted.expected_live, wanted.reason, wanted.to_snapshot)
     return _start(request, order, caller, key)
+
+
+async def _planned(request: Request, look: Callable[[], Plan]) -> Response:
+    def answer() -> Response:
+        return JSONResponse(look().document())
+
+    return await to_thread.run_sync(answer, limiter=state_of(request).plans)
 
 
 def _start(request: Request, order: Order, caller: Key, key: str | None) -> Response:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,14 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from backcast.errors import StoreError
-from backcast.lifecycle import Backcast, open_backcast, publish, sweep, upsert
+from backcast.lifecycle import (
+    Backcast,
+    open_backcast,
+    plan_promotion,
+    publish,
+    sweep,
+    upsert,
+)
 from backcast.registry import OperationDraft
 from backcast.settings import Settings
 from backcast.stores import StoredSnapshot
@@ -218,6 +226,39 @@ def test_forced_promotion_leaves_the_chain(client: TestClient) -> None:
     assert versions["versions"][1]["state"] == "rolled_back"
     latest = client.get("/admin/deployments").json()["deployments"][0]
     assert (latest["forced"], latest["reason"]) == (True, order["reason"])
+
+
+def test_dry_runs_wait_for_each_other_and_keep_nobody_else_waiting(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, most, opened = [0], [0], threading.Event()
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        try:
+            assert opened.wait(30)
+            return plan_promotion(*arguments, **options)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr("service.routes.admin.plan_promotion", counted)
+    with ThreadPoolExecutor(45) as pool:  # the service has forty threads for all that may block
+        plans = [pool.submit(promote, client, 2, dry_run=True) for _ in range(45)]
+        plans.append(
+            pool.submit(
+                client.post,
+                "/admin/versions/1/refresh",
+                json={"expected_live": 1, "dry_run": True},
+            )
+        )
+        time.sleep(0.5)
+        assert client.get("/admin/operations").status_code == 200
+        opened.set()
+        answers = [plan.result() for plan in plans]
+    assert most == [1]
+    assert [a.status_code for a in answers] == [200] * 45 + [409]  # nothing newer to refresh with
+    assert all(a.json()["passed"] for a in answers[:45])
 
 
 def test_unforeseen_error_fails_the_operation_and_is_logged(
