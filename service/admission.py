@@ -12,10 +12,10 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backcast.errors import Overloaded
+from backcast.errors import NotFound
 from service import problems
 from service.gates import PLACE, Gate
-from service.routing import BATCH, CHANGES
+from service.routing import BATCH, CHANGES, leads_nowhere
 from service.state import State
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ class Admission:
         state: State = scope["state"]["service"]
         if state.draining.is_set():
             send = _saying_goodbye(send)
+        if leads_nowhere(scope):  # past the gates, too
+            error = NotFound("Nothing is at this path.")
+            await problems.describe(Request(scope), error)(scope, receive, send)
+            return
         if scope["method"] == "GET":  # nobody reads its body
             await self._app(scope, receive, send)
             return
@@ -51,17 +55,16 @@ class Admission:
             await self._pass(gate, scope, body, _InPieces(send))
 
     async def _pass(self, gate: Gate, scope: Scope, body: "_Body", send: "_InPieces") -> None:
-        try:
-            with gate.entered() as place, move_on_after(gate.seconds) as patience:
-                scope[PLACE] = place
-                await self._app(scope, body, send)
-            if patience.cancelled_caught:
-                raise gate.too_slow()
-        except Overloaded as error:
-            if send.begun:  # the server closes the connection on an answer without an end
-                logger.warning("an answer is cut off: %s", error.message)
-            else:
-                await problems.describe(Request(scope), error)(scope, body, send)
+        with gate.opened() as place, move_on_after(gate.seconds) as patience:
+            scope[PLACE] = place  # for the endpoint, which finds out whose it is
+            await self._app(scope, body, send)
+        if not patience.cancelled_caught:
+            return
+        error = gate.too_slow()
+        if send.begun:  # the server closes the connection on an answer without an end
+            logger.warning("an answer is cut off: %s", error.message)
+        else:
+            await problems.describe(Request(scope), error)(scope, body, send)
 
 
 def _gate(scope: Scope, state: State) -> Gate | None:

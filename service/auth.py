@@ -1,6 +1,8 @@
 """Bearer keys: who is asking, and may they."""
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 
@@ -12,6 +14,14 @@ from backcast.versions import Key, Scope
 _PATIENCE_S = 1.0  # that an answer of the registry is waited for
 _PAUSE_S = 1.0  # before the registry is asked again after it did not answer
 _ASKING = 4  # lookups at once; a registry that hangs keeps their threads for longer
+_STRANGERS = 2  # more of them, of keys that were never seen: there is no end of made-up ones
+
+
+class _Turns:
+    """Lets so many ask the registry at once: ``free`` before, and ``threads`` while it answers."""
+
+    def __init__(self, most: int) -> None:
+        self.free, self.threads = Semaphore(most), CapacityLimiter(most)
 
 
 class KeyRing:
@@ -20,7 +30,7 @@ class KeyRing:
     All keys seen are confirmed together by :meth:`refresh`, more often than that, so that requests
     hardly ever wait for the registry. While it is away, they are trusted for ``outage`` seconds;
     keys never seen cannot be told from wrong ones then. Unknown prefixes are not remembered, so
-    that guessing fills no memory.
+    that guessing fills no memory, and wait for each other only, so that it holds up nobody.
     """
 
     def __init__(self, keys: Keys, seconds: float, outage: float = 0.0) -> None:
@@ -30,7 +40,7 @@ class KeyRing:
         self._asked_at: float | None = None  # by ``refresh``, which waits for the answer
         self._failed_at: float | None = None  # last; None since the registry answered
         self._away_since = 0.0
-        self._turns, self._asking = Semaphore(_ASKING), CapacityLimiter(_ASKING)
+        self._seen, self._unseen = _Turns(_ASKING), _Turns(_STRANGERS)
 
     @property
     def refresh_seconds(self) -> float:
@@ -47,13 +57,12 @@ class KeyRing:
             RegistryError: the key was never seen here, and the registry does not answer.
             Overloaded: nor did its turn to be asked come.
         """
-        prefix = split_secret(secret)
-        if prefix is None:
-            raise Unauthorized(_UNKNOWN)
+        prefix = self._prefix_of(secret)
         known = self._trusted(prefix)
         if known is None:
             try:
-                known = await self._find(prefix)
+                async with self._turn(prefix) as threads:  # others may have found it by now
+                    known = self._trusted(prefix) or await self._ask(prefix, threads)
             except (RegistryError, Overloaded):
                 known = self._trusted(prefix)
                 if known is None:
@@ -62,8 +71,9 @@ class KeyRing:
 
     async def confirm(self, secret: str) -> Key:
         """Return the same, always from the registry; raise RegistryError while it is away."""
-        prefix = split_secret(secret)
-        return _checked(None if prefix is None else await self._find(prefix), secret)
+        prefix = self._prefix_of(secret)
+        async with self._turn(prefix) as threads:
+            return _checked(await self._ask(prefix, threads), secret)
 
     def recall(self, secret: str) -> Key | None:
         """Return the same without asking the registry, None where it would have to be asked."""
@@ -104,18 +114,31 @@ class KeyRing:
             self._note_failure()
         return self._failed_at is not None and now - self._away_since < self._outage
 
-    async def _find(self, prefix: str) -> Key | None:
+    def _prefix_of(self, secret: str) -> str:
+        """Return the prefix; raise Unauthorized where the registry need not be asked for that."""
+        prefix = split_secret(secret)
+        if prefix is None:
+            raise Unauthorized(_UNKNOWN)
+        key, _ = self._found.get(prefix, (None, 0.0))
+        if key is not None and not matches(key, secret):  # a prefix is public, and has one secret
+            raise Unauthorized(_UNKNOWN)
+        return prefix
+
+    @asynccontextmanager
+    async def _turn(self, prefix: str) -> AsyncIterator[CapacityLimiter]:
+        """Wait for a turn to ask, and yield what limits the threads; raise Overloaded."""
+        turns = self._seen if prefix in self._found else self._unseen
         try:
             with fail_after(_PATIENCE_S):
-                await self._turns.acquire()
+                await turns.free.acquire()
         except TimeoutError as error:  # which says nothing about the registry
             raise Overloaded("Too many keys are being looked up here; try again.") from error
         try:
-            return await self._ask(prefix)
+            yield turns.threads
         finally:
-            self._turns.release()
+            turns.free.release()
 
-    async def _ask(self, prefix: str) -> Key | None:
+    async def _ask(self, prefix: str, threads: CapacityLimiter) -> Key | None:
         asked_at, failed_at = time.monotonic(), self._failed_at
         if failed_at is not None and asked_at - failed_at < _PAUSE_S:
             raise RegistryError("The registry does not answer, a moment ago at least; try again.")
@@ -123,7 +146,7 @@ class KeyRing:
             with fail_after(_PATIENCE_S):
                 # The database may take its time, and the event loop has others to serve.
                 key = await to_thread.run_sync(
-                    self._keys.find, prefix, limiter=self._asking, abandon_on_cancel=True
+                    self._keys.find, prefix, limiter=threads, abandon_on_cancel=True
                 )
         except TimeoutError as error:
             self._note_failure()

@@ -1,4 +1,4 @@
-"""How many requests of one kind are let in at once, from their heads to their answers' ends."""
+"""How many requests of one kind are let in at once, from their keys to their answers' ends."""
 
 import math
 from collections import Counter
@@ -10,13 +10,19 @@ from anyio import CapacityLimiter
 from backcast.errors import Overloaded
 
 PLACE = "backcast.place"
-"""In the scope of a request that has passed a gate."""
+"""In the scope of a request that is to take a place, once it is known whose it is."""
 
 
 class Gate:
     """Lets some in to work, and some more to wait for those; refuses all others at once.
 
-    No consumer has more than half of the places, lest one that is slow keep out everybody else.
+    A place is taken for a consumer, so that whoever has no key in force takes none.
+
+    Args:
+        kind: what they are, in words.
+        shed: where those that are refused are counted.
+        at_once, waiting: how many may work, and how many wait.
+        share: of all places that one consumer may have, lest one that is slow keep out all others.
 
     Attributes:
         at_work: limits those that work.
@@ -31,29 +37,31 @@ class Gate:
         *,
         at_once: int,
         waiting: int,
+        share: float = 1.0,
         seconds: float = math.inf,
     ) -> None:
         self.at_work, self.inside, self.seconds = CapacityLimiter(at_once), 0, seconds
         self._kind, self._shed, self._most = kind, shed, at_once + waiting
+        self._most_each = max(1, int(self._most * share))
         self._places: Counter[str] = Counter()
 
     @contextmanager
-    def entered(self) -> Iterator["Place"]:
-        """Be inside during the block; raise Overloaded where too many are."""
-        self._demand(self.inside < self._most, f"{self._most} {self._kind}")
-        self.inside += 1
+    def opened(self) -> Iterator["Place"]:
+        """Yield a place that may be taken, until the block ends."""
         place = Place(self)
         try:
             yield place
         finally:
-            self.inside -= 1
             if place.consumer is not None:
+                self.inside -= 1
                 self._places[place.consumer] -= 1
 
     def give(self, place: "Place", consumer: str) -> None:
-        """Note whose a place is; raise Overloaded where half of all are the consumer's already."""
-        most = max(1, self._most // 2)
-        self._demand(self._places[consumer] < most, f"{most} {self._kind} of {consumer}")
+        """Let a consumer in; raise Overloaded where too many are, or too many of the consumer's."""
+        own, most = self._places[consumer], self._most_each
+        self._demand(self.inside < self._most, f"{self._most} {self._kind}")
+        self._demand(own < most, f"{most} {self._kind} of {consumer}")
+        self.inside += 1
         self._places[consumer] += 1
         place.consumer = consumer
 
@@ -72,12 +80,12 @@ class Gate:
 
 
 class Place:
-    """One request's place within a gate."""
+    """One request's place within a gate: nobody's at first."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.consumer: str | None = None
 
-    def belong_to(self, consumer: str) -> None:
-        """Note whose it is; raise Overloaded where the consumer has too many."""
+    def take(self, consumer: str) -> None:
+        """Be inside until the answer's end; raise Overloaded where there is no room."""
         self._gate.give(self, consumer)

@@ -141,6 +141,7 @@ def open_state(settings: Settings) -> Iterator[State]:
                 shed,
                 at_once=settings.batches_at_once,
                 waiting=settings.batches_waiting,
+                share=0.5,
                 seconds=settings.batch_seconds,
             ),
             changes=Gate("changes", shed, at_once=_CHANGES, waiting=settings.batches_waiting),

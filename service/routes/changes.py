@@ -20,6 +20,7 @@ from service.auditing import recorded
 from service.changes import Upsert, erasure_reader, upsert_reader
 from service.declarations import erase_request, problem_responses, upsert_request
 from service.documents_changes import EraseRequest, ErasureDocument, UpsertDocument
+from service.gates import PLACE, Place
 from service.state import State, state_of
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ async def put_embeddings(request: Request) -> Response:
     They are durable, and this replica serves them as the next S.d, when the answer comes; other
     replicas follow within their poll time. All are put, or none.
     """
-    caller, state = await find_admin(request), state_of(request)
+    caller, state = await _let_in(request), state_of(request)
     read = upsert_reader(request, state.settings.max_batch)
     put = partial(_put, request, partial(read, await request.body()), caller)
     return await to_thread.run_sync(put, limiter=state.changes.at_work)
@@ -73,10 +74,17 @@ async def delete_embeddings(request: Request) -> Response:
     Here they are unknown when the answer comes, on other replicas within their poll time. An id
     that is put again later is back.
     """
-    caller, state = await find_admin(request), state_of(request)
+    caller, state = await _let_in(request), state_of(request)
     read = erasure_reader(request, state.settings.max_batch)
     end = partial(_end, request, partial(read, await request.body()), caller)
     return await to_thread.run_sync(end, limiter=state.changes.at_work)
+
+
+async def _let_in(request: Request) -> Key:
+    caller = await find_admin(request)
+    place: Place = request.scope[PLACE]
+    place.take(caller.consumer)
+    return caller
 
 
 def _put(request: Request, read: Callable[[], Upsert], caller: Key) -> Response:

@@ -19,6 +19,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.types import Scope
 
 from backcast.errors import BackcastError, InvalidInput, RateLimited, UnknownId, VersionRequired
+from backcast.registry.consumers import ANONYMOUS
 from backcast.versions import Entity, Key, Version
 from service.declarations import (
     batch_request,
@@ -122,9 +123,8 @@ async def post_batch(request: Request) -> Response:
     of NaN (raw float32). Beside an Arrow stream of ids, version and entity stand in the query.
     """
     caller = await find_reader(request)
-    if caller is not None:
-        place: Place = request.scope[PLACE]
-        place.belong_to(caller.consumer)
+    place: Place = request.scope[PLACE]
+    place.take(ANONYMOUS if caller is None else caller.consumer)
     state = state_of(request)
     read = batch_reader(request, state.settings.max_batch)
     format = choose_format(request)

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,8 @@ import pytest
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from backcast.versions import Scope
+from backcast.registry.keys import Keys
+from backcast.versions import Key, Scope
 from service import requests
 from service.app import create_app
 from service.metrics import families
@@ -195,6 +197,54 @@ def test_one_consumer_leaves_half_of_the_places_to_others(home: Home) -> None:
         first.close()
         served.holding(1)
         assert httpx2.post(url, json=batch, headers=slow).status_code == 200
+
+
+def test_all_who_send_no_key_leave_half_of_the_places_to_others(home: Home) -> None:
+    with serving(home, reads="open", batches_at_once=1, batches_waiting=3) as served:
+        nobody = served.head().replace(b"Authorization", b"X-Other")
+        with served.connected(nobody), served.connected(nobody) as second:
+            served.holding(2)
+            with served.connected(nobody) as third:
+                assert_problem(third, 503, "overloaded")
+            served.holding(2)
+            batch = {"ids": ["item 0"], "version": 0}
+            assert served.http.post("/embeddings/batch", json=batch).status_code == 200
+            second.close()
+            served.holding(1)
+            assert httpx2.post(f"{served.url}/embeddings/batch", json=batch).status_code == 200
+
+
+def test_made_up_keys_hold_up_neither_batches_nor_administrators(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, answering = Keys.find, threading.Event()
+
+    def find_slowly(keys: Keys, prefix: str) -> Key | None:
+        if prefix.startswith("0000"):
+            assert answering.wait(PATIENCE_S)
+        return find(keys, prefix)
+
+    batch, put = {"ids": ["item 0"], "version": 0}, {"ids": ["x"], "vectors": [[1.0] * 16]}
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, batches_at_once=1, batches_waiting=1))
+        assert served.http.get(SINGLE).status_code == 200  # so that the key was seen
+        monkeypatch.setattr(Keys, "find", find_slowly)
+        stack.callback(answering.set)
+        strangers = [
+            stack.enter_context(served.connected(served.head(path, method=method, headers=made_up)))
+            for number in range(8)
+            for made_up in [bearer(f"bc_{number:08x}_guess")]
+            for path, method in (("/embeddings/batch", "POST"), ("/admin/embeddings", "PUT"))
+        ]
+        time.sleep(0.2)  # they are all being looked up, or wait for that
+        for _ in range(3):
+            assert served.http.post("/embeddings/batch", json=batch).status_code == 200
+            assert served.http.put("/admin/embeddings", json=put).status_code == 200
+        served.holding(0)
+        answering.set()
+        for stranger in strangers:
+            assert_problem(stranger, 401, "unauthorized")
+        assert served.state.shed == Counter()
 
 
 def test_batch_that_is_not_answered_in_time_is_refused(home: Home) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -322,6 +323,58 @@ class TestOutage:
         assert ring.recall(secret) is None
         monkeypatch.undo()
         assert identify(ring, secret).consumer == "search"
+
+    def test_a_flood_of_made_up_keys_holds_up_nobody(
+        self, keys: Keys, registry: Any, secret: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(auth, "_PATIENCE_S", 10.0)
+        ring, withheld = KeyRing(registry, 0.0), registry.find
+        key = identify(ring, secret)
+        registry.hanging.clear()
+        monkeypatch.setattr(
+            registry, "find", lambda p: keys.find(p) if p == key.prefix else withheld(p)
+        )
+
+        async def ask(number: int) -> None:
+            with suppress(Unauthorized):
+                await ring.identify(f"bc_{number:08x}_guess")
+
+        async def flood() -> None:
+            async with anyio.create_task_group() as tasks:
+                for number in range(100):
+                    tasks.start_soon(ask, number)
+                await anyio.wait_all_tasks_blocked()
+                try:
+                    with anyio.fail_after(5):
+                        assert await ring.identify(secret) == key
+                        assert await ring.confirm(secret) == key
+                finally:
+                    registry.hanging.set()
+
+        anyio.run(flood)
+
+    def test_wrong_secret_of_a_key_seen_is_no_question_to_the_registry(
+        self, registry: Any, secret: str
+    ) -> None:
+        ring, wrong = KeyRing(registry, 0.0), secret[:-1] + ("A" if secret[-1] != "A" else "B")
+        identify(ring, secret)
+        for ask in (ring.identify, ring.confirm):
+            with pytest.raises(Unauthorized, match="not known"):
+                anyio.run(ask, wrong)
+        assert registry.asked == 1
+
+    def test_many_with_the_same_new_key_wait_for_the_first_of_them(
+        self, registry: Any, secret: str
+    ) -> None:
+        ring = KeyRing(registry, 3600.0)
+
+        async def crowd() -> None:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(50):
+                    tasks.start_soon(ring.identify, secret)
+
+        anyio.run(crowd)
+        assert registry.asked <= 2
 
     def test_registry_that_hangs_is_waited_for_once_and_briefly(
         self, registry: Any, secret: str, clock: Clock

@@ -1,6 +1,7 @@
 """What strangers may send, and how little it costs."""
 
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -81,3 +82,34 @@ def test_all_methods_of_a_path_are_named(client: TestClient, path: str, methods:
     response = client.patch(path)
     assert response.status_code == 405
     assert response.headers["allow"] == methods
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/embeddings/batch"),
+        ("PUT", "/admin/embeddings"),
+        ("DELETE", "/admin/embeddings"),
+        ("POST", "/admin/versions/0/retire"),
+        ("GET", "/admin/keys"),
+        ("PUT", "/admin/consumers/ads"),
+        ("GET", "/versions/0"),
+        ("GET", "/metrics"),
+        ("GET", "/livez"),
+        ("GET", "/openapi.json"),
+    ],
+)
+@pytest.mark.parametrize("end", ["%0A", "%0a", "%0D%0A"])
+def test_a_path_with_a_line_feed_at_its_end_is_no_other(
+    client: TestClient, method: str, path: str, end: str
+) -> None:
+    response = client.request(method, path + end, json={"ids": ["item 0"], "version": 0})
+    assert response.status_code == 404
+    assert response.json()["type"] == "urn:backcast:problem:not-found"
+    assert response.json()["instance"] == path + end
+
+
+@pytest.mark.parametrize("id", ["batch\n", "item 0\n"])
+def test_an_id_may_end_with_a_line_feed(client: TestClient, id: str) -> None:
+    response = client.get(f"/embeddings/{quote(id)}?version=0")
+    assert (response.status_code, response.json()["id"]) == (404, id)
