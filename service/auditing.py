@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from anyio import to_thread
 from fastapi import Request
@@ -68,9 +69,14 @@ async def record_refusal(request: Request, caller: Key, endpoint: str, error: Ex
     audit = state.backcast.registry.audit
     act = Act(ACTS[endpoint], _target(request.path_params))
     actor = Actor(caller.consumer, caller.prefix)
-    await to_thread.run_sync(audit.refuse, actor, act, code_of(error))
-    if forbidden:  # only now: what the registry could not take is to be told the next time
+    if forbidden:  # before it is written: others may be refused meanwhile
         state.forbidden[tried] = now
+    try:
+        refuse = partial(audit.refuse, actor, act, code_of(error))
+        await to_thread.run_sync(refuse, limiter=state.refusals)
+    except BaseException:  # it is to be told the next time
+        state.forbidden.pop(tried, None)
+        raise
 
 
 def _target(params: Mapping[str, str]) -> str | None:

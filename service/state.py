@@ -54,6 +54,7 @@ class State:
             and memory; those that wait hold no threads, which others need.
         probes: lets one health check at a time ask the store, which may hang.
         scrapes: lets one scrape at a time be written.
+        refusals: lets one refusal at a time be written into the audit log.
         idle: the connections on which nothing is being answered, the one that has been so for
             longest first.
         shed: how many requests were refused so far because there was too much to do, by the kind
@@ -78,6 +79,7 @@ class State:
     plans: CapacityLimiter
     probes: CapacityLimiter
     scrapes: CapacityLimiter
+    refusals: CapacityLimiter
     shed: Counter[str]
     draining: threading.Event
     idle: OrderedDict[Transport, None] = field(default_factory=OrderedDict)
@@ -150,6 +152,7 @@ def open_state(settings: Settings) -> Iterator[State]:
             plans=CapacityLimiter(1),
             probes=CapacityLimiter(1),
             scrapes=CapacityLimiter(1),
+            refusals=CapacityLimiter(1),
             shed=shed,
             draining=threading.Event(),
         )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_reader_who_tries_again_and_again_is_recorded_once_a_minute(
     monkeypatch.setattr(auditing, "_FORBIDDEN_S", 0.0)
     client.post("/admin/rollback", headers=readers[0], json={})
     assert len(acts(home)) == 5
+
+
+def test_reader_who_tries_many_times_at_once_is_recorded_once(
+    home: Home, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers, refuse = bearer(secret_of(home, Scope.READ)), Audit.refuse
+
+    def refuse_slowly(*arguments: Any) -> None:
+        time.sleep(0.3)
+        refuse(*arguments)
+
+    def attempt(_: int) -> int:
+        return client.post("/admin/rollback", headers=headers, json={}).status_code
+
+    monkeypatch.setattr(Audit, "refuse", refuse_slowly)
+    with ThreadPoolExecutor(8) as crowd:
+        assert list(crowd.map(attempt, range(8))) == [403] * 8
+    assert len(acts(home)) == 1
 
 
 def test_reader_who_could_not_be_recorded_is_the_next_time(
