@@ -1,6 +1,5 @@
 """What is answered by the framework is counted, errors among it."""
 
-import logging
 from collections.abc import Awaitable
 from time import perf_counter
 
@@ -9,10 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics.meter import NONE, Meter
 from service.metrics.notes import PROBLEM, SERVED
-from service.problems import GONE
+from service.problems import GONE, HTTP_CODES
 from service.routing import route_of
-
-logger = logging.getLogger(__name__)
 
 
 class Metered:
@@ -26,7 +23,8 @@ class Metered:
             await self._app(scope, receive, send)
             return
         meter: Meter = scope["state"]["service"].meter
-        status, size = 500, 0  # of what raises, and is answered by the framework's last resort
+        status: int | None = None
+        size = 0
 
         def send_seen(message: Message) -> Awaitable[None]:
             nonlocal status, size
@@ -44,13 +42,9 @@ class Metered:
             status = GONE
         finally:
             meter.in_progress -= 1
-            _count(meter, scope, status, size, perf_counter() - started)
-
-
-def _count(meter: Meter, scope: Scope, status: int, size: int, seconds: float) -> None:
-    try:
-        route = route_of(scope) or NONE
-        served, problem = scope.get(SERVED), scope.get(PROBLEM)
-        meter.answered(route, scope["method"], status, seconds, size, served, problem)
-    except Exception:  # the request was answered, and that counts for more
-        logger.exception("a request was not counted")
+            problem = scope.get(PROBLEM)
+            if status is None:  # it raises, and is answered outside, by the framework's last resort
+                status, problem = 500, HTTP_CODES[500]
+            seconds, route = perf_counter() - started, route_of(scope) or NONE
+            method, served = scope["method"], scope.get(SERVED)
+            meter.answered(route, method, status, seconds, size, served, problem)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from backcast.errors import ConfigError
 from service.metrics.families import FAMILIES, Key
@@ -32,6 +33,13 @@ class Sheet:
 
     counts: Mapping[Key, Sequence[float]] = field(default_factory=dict)
     gauges: Mapping[Key, float] = field(default_factory=dict)
+
+
+class _Document(BaseModel):
+    """A sheet as it is written."""
+
+    counts: list[tuple[Key, list[float]]]
+    gauges: list[tuple[Key, float]]
 
 
 class SheetFile:
@@ -53,7 +61,8 @@ class SheetFile:
 
     def others(self) -> list[Sheet]:
         """Return the sheets of the other workers; without gauges of those that have ended."""
-        numbers = {int(path.stem) for path in self._folder.glob("*.json")} - {self._number}
+        stems = {path.stem for path in self._folder.glob("*.json")}
+        numbers = {int(stem) for stem in stems if stem.isdecimal()} - {self._number}
         return [self._other(number) for number in sorted(numbers)]
 
     def _other(self, number: int) -> Sheet:
@@ -86,21 +95,21 @@ def _claim(folder: Path) -> tuple[int, IO[bytes]]:
 
 
 def _read(folder: Path, number: int) -> Sheet:
+    """Return what a file says; nothing, where there is none, or none of ours that is whole."""
     try:
-        document = orjson.loads(_path(folder, number).read_bytes())
-        counts, gauges = (
-            {(name, tuple(values)): numbers for (name, values), numbers in document[part]}
-            for part in ("counts", "gauges")
-        )
-    except FileNotFoundError:
+        document = _Document.model_validate_json(_path(folder, number).read_bytes())
+    except (OSError, ValidationError):
         return Sheet()
-    return Sheet({key: numbers for key, numbers in counts.items() if _fits(key, numbers)}, gauges)
+    return Sheet(
+        {key: numbers for key, numbers in document.counts if _fits(key, len(numbers))},
+        {key: number for key, number in document.gauges if _fits(key, 1)},
+    )
 
 
-def _fits(key: Key, numbers: Sequence[float]) -> bool:
+def _fits(key: Key, width: int) -> bool:
     # The folder may have been another release's.
     family = FAMILIES.get(key[0])
-    return family is not None and (len(family.labels), family.width) == (len(key[1]), len(numbers))
+    return family is not None and (len(family.labels), family.width) == (len(key[1]), width)
 
 
 def _is_locked(folder: Path, number: int) -> bool:

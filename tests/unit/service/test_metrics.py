@@ -13,7 +13,6 @@ from starlette.testclient import TestClient
 
 from backcast.versions import Entity
 from service.metrics.families import FAMILIES, Kind
-from service.metrics.meter import Meter
 from service.routes import embeddings
 from service.wire import Format
 from tests.metrics_support import Samples, labels_of, samples_of, value
@@ -238,14 +237,6 @@ def test_a_store_that_fails_is_counted(home: Home) -> None:
         assert client.get("/readyz").status_code == 503
         samples = scraped(client)
     assert value(samples, "backcast_store_errors_total", code="snapshot-not-loaded") >= 1
-
-
-def test_a_request_that_cannot_be_counted_is_answered(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(Meter, "answered", None)
-    assert client.get("/livez").status_code == 200
-    assert "a request was not counted" in caplog.text
 
 
 def snapshot_of(client: TestClient) -> str:

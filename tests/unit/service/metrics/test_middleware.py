@@ -57,6 +57,7 @@ def test_what_raises_is_counted_and_raised() -> None:
     with pytest.raises(RuntimeError, match="odd"):
         call(app, meter)
     assert (meter.in_progress, statuses(meter)) == (0, ["500"])
+    assert meter.counts()[families.PROBLEMS.key("internal-server-error")] == [1]
 
 
 def test_client_that_has_gone_is_counted_and_answered_nothing() -> None:

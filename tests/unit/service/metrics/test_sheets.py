@@ -69,6 +69,39 @@ def test_series_of_another_release_are_passed_over(tmp_path: Path) -> None:
         assert file.taken_over() == Sheet({families.PROBLEMS.key("a"): [4]})
 
 
+def test_gauges_of_another_release_are_passed_over(tmp_path: Path) -> None:
+    gone, fewer = ("gone_seconds", ()), (WORKERS[0], ("a",))
+    with claimed(tmp_path) as one, claimed(tmp_path) as two:
+        two.write(Sheet({STARTS: [1]}, {gone: 3.0, fewer: 2.0, WORKERS: 1.0}))
+        assert one.others() == [sheet(1)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"counts":[[["backcast_work',
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"counts":1,"gauges":2}',
+        b'{"counts":[["a",[1]]],"gauges":[]}',
+        b'{"counts":[],"gauges":[[["a",[]],"x"]]}',
+    ],
+)
+def test_a_file_that_is_no_sheet_says_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0.json").write_bytes(content)
+    (tmp_path / "1.json").write_bytes(content)
+    for name in ("notes.json", "-1.json", "1.5.json", "x1.json", ".json"):
+        (tmp_path / name).write_bytes(content)
+    with claimed(tmp_path) as file:
+        assert file.taken_over() == Sheet()
+        assert file.others() == [Sheet()]
+        file.write(sheet(2))
+        assert file.taken_over() == sheet(2)
+
+
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"BACKCAST_METRICS_FOLDER='.*file' cannot be used: "):
