@@ -25,6 +25,7 @@ from service.limits import Limits, open_limits
 from service.metrics.gauges import read_gauges
 from service.metrics.meter import Meter
 from service.metrics.replica import WRITE_SECONDS, Metrics
+from service.metrics.scrapes import Scrapes
 from service.metrics.sheets import claimed
 from service.operations import Operator
 from service.poller import Poller
@@ -53,7 +54,6 @@ class State:
         plans: lets one dry run of a promotion at a time go through all vectors, which takes long,
             and memory; those that wait hold no threads, which others need.
         probes: lets one health check at a time ask the store, which may hang.
-        scrapes: lets one scrape at a time be written.
         refusals: lets one refusal at a time be written into the audit log.
         idle: the connections on which nothing is being answered, the one that has been so for
             longest first.
@@ -78,7 +78,7 @@ class State:
     refreshes: CapacityLimiter
     plans: CapacityLimiter
     probes: CapacityLimiter
-    scrapes: CapacityLimiter
+    scrapes: Scrapes
     refusals: CapacityLimiter
     shed: Counter[str]
     draining: threading.Event
@@ -151,7 +151,7 @@ def open_state(settings: Settings) -> Iterator[State]:
             refreshes=CapacityLimiter(1),
             plans=CapacityLimiter(1),
             probes=CapacityLimiter(1),
-            scrapes=CapacityLimiter(1),
+            scrapes=Scrapes(metrics.text),
             refusals=CapacityLimiter(1),
             shed=shed,
             draining=threading.Event(),

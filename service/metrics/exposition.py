@@ -44,6 +44,11 @@ def put_together(sheets: Iterable[Sheet]) -> Sheet:
     )
 
 
+def media_type(accept: str) -> str:
+    """Return the media type that ``accept`` prefers."""
+    return choose_encoder(accept)[1]
+
+
 def render(sheet: Sheet, accept: str) -> tuple[bytes, str]:
     """Return a sheet as text, and its media type: the one that ``accept`` prefers."""
     encode, media_type = choose_encoder(accept)

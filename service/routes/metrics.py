@@ -1,6 +1,5 @@
 """What Prometheus scrapes."""
 
-from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
 from service.state import state_of
@@ -24,8 +23,5 @@ _EXAMPLE = 'backcast_vectors_total{version="1",format="raw"} 1024.0\n'
 async def metrics(request: Request) -> Response:
     """Return what this replica has counted, and how it stands: no ids, no keys, no consumers."""
     state, accept = state_of(request), ",".join(request.headers.getlist("accept"))
-    # One at a time, beside the requests: it takes milliseconds, and anybody may ask.
-    content, media_type = await to_thread.run_sync(
-        state.metrics.text, accept, limiter=state.scrapes
-    )
+    content, media_type = await state.scrapes.text(accept)
     return Response(content, headers={"content-type": media_type})
