@@ -1,5 +1,6 @@
 """The service's ASGI application."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from backcast import logs
 from backcast.settings import Settings, check_environment
 from service import problems
 from service.access_log import AccessLog
@@ -23,6 +25,8 @@ from service.metrics.notes import PROBLEM
 from service.routes import admin, changes, consumers, embeddings, health, keys, metrics, versions
 from service.state import open_state
 from service.tracing import TracedRequests, stages_recorded
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """
 Every historical version of an embedding, served from the latest vectors.
@@ -114,11 +118,11 @@ class _ShortWay:
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app, self._trouble = app, logs.Trouble(logger, "answering at once")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        answer = embeddings.answer_at_once(scope) if _asks_for_one(scope) else None
+        answer = self._answer(scope) if _asks_for_one(scope) else None
         if answer is None:
             await self._app(scope, receive, send)
             return
@@ -129,6 +133,13 @@ class _ShortWay:
         problem = scope.get(PROBLEM) if served is None else None
         meter: Meter = scope["state"]["service"].meter
         meter.answered(embeddings.ROUTE, "GET", status, seconds, len(content), served, problem)
+
+    def _answer(self, scope: Scope) -> embeddings.Answer | None:
+        try:
+            return embeddings.answer_at_once(scope)
+        except Exception as error:  # the long way answers too, or tells of what is wrong with it
+            self._trouble.note(f"{type(error).__name__}", error)
+            return None
 
 
 def _asks_for_one(scope: Scope) -> bool:

@@ -25,6 +25,7 @@ from backcast.versions import Entity, Scope, VersionState
 from service import wire
 from service.documents import BatchDocument, EmbeddingDocument
 from service.problems import MEDIA_TYPE, TYPE_PREFIX
+from service.routes import embeddings
 from service.wire import Format
 from tests.service_support import (
     WatchedSnapshot,
@@ -657,3 +658,17 @@ class TestSlowStore:
             assert not waiting.done()
             held.set()
             assert waiting.result(timeout=20).status_code == 200
+
+
+def test_what_fails_on_the_short_way_is_answered_on_the_long_one_and_told_once(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(embeddings, "parse_query", fail)
+    for _ in range(5):
+        assert client.get("/embeddings/item 0?version=0").status_code == 200
+    [told] = [record for record in caplog.records if record.levelname != "INFO"]
+    assert (told.levelname, told.getMessage()) == ("ERROR", "answering at once: RuntimeError")
+    assert told.exc_info is not None
