@@ -56,6 +56,8 @@ def create_app(settings: Settings) -> FastAPI:
         description=_DESCRIPTION.strip(),
         version=version("backcast"),
         lifespan=lifespan,
+        # Pages that show the document fetch scripts from elsewhere, and keys would be typed there.
+        docs_url=None,
         redoc_url=None,
         # An id is what it is: a slash at its end is not for the router to add or take away.
         redirect_slashes=False,

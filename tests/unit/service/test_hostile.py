@@ -113,3 +113,9 @@ def test_a_path_with_a_line_feed_at_its_end_is_no_other(
 def test_an_id_may_end_with_a_line_feed(client: TestClient, id: str) -> None:
     response = client.get(f"/embeddings/{quote(id)}?version=0")
     assert (response.status_code, response.json()["id"]) == (404, id)
+
+
+def test_the_service_has_no_page_that_runs_scripts(client: TestClient) -> None:
+    for path in ("/docs", "/docs/oauth2-redirect", "/redoc"):
+        assert client.get(path).status_code == 404
+    assert client.get("/openapi.json").headers["content-type"] == "application/json"
