@@ -1,13 +1,12 @@
 """The command that shows the audit log."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
-from backcast.acts import ActRecord
+from backcast.acts import ActName, ActRecord
 from backcast.cli.moments import read_moment_or_duration
 from backcast.cli.output import print_json, print_table, say
 from backcast.registry import Registry, open_registry
@@ -61,7 +60,7 @@ def _row(act: ActRecord) -> tuple[object, ...]:
         act.target,
         _outcome(act),
         act.reason or "",
-        _listed(act.details),
+        _listed(act),
     )
 
 
@@ -71,16 +70,19 @@ def _outcome(act: ActRecord) -> str:
     return act.outcome if act.code is None else f"{act.outcome}: {act.code}"
 
 
-def _listed(details: Mapping[str, Any]) -> str:
+def _listed(act: ActRecord) -> str:
+    clears = act.act == ActName.PIN  # where None is what was asked for, not what was left out
     told = {
         name: value
-        for name, value in details.items()
-        if name != "sha256" and value is not None and value is not False
+        for name, value in act.details.items()
+        if name != "sha256" and value is not False and (value is not None or clears)
     }
     return ", ".join(f"{name} {_shown(value)}" for name, value in told.items())
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{count} {name}s" for name, count in value.items())
     return ", ".join(value) if isinstance(value, list) else str(value)

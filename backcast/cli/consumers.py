@@ -92,7 +92,7 @@ def retire_command(
 def pin_command(
     consumer: Annotated[str, typer.Argument(help="Whose default version.", show_default=False)],
     version: Annotated[
-        int | None, typer.Argument(metavar="[J]", help="Version number.", show_default=False)
+        int | None, typer.Argument(metavar="J", help="Version number.", show_default=False)
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Have no default version.")] = False,
     reason: Reason = None,

@@ -10,13 +10,16 @@ _DURATION = re.compile(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)([{''.join(_UNITS)}])
 _LONGEST = timedelta(days=36_500)
 
 
-def read_moment(option: str, text: str) -> datetime:
-    """Return a day's beginning in UTC, or a moment with a zone."""
+def read_moment(option: str, text: str, *, or_else: str = "") -> datetime:
+    """Return a day's beginning in UTC, or a moment with a zone.
+
+    ``or_else`` tells what could have been given too.
+    """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidInput(
-            f"{option} {text!r} is no moment; write 2027-01-31 or 2027-01-31T18:00+01:00."
+            f"{option} {text!r} is no moment; write 2027-01-31 or 2027-01-31T18:00+01:00{or_else}."
         ) from None
     if len(text) == len("2027-01-31"):
         return moment.replace(tzinfo=UTC)
@@ -40,4 +43,4 @@ def read_moment_or_duration(option: str, text: str) -> datetime | timedelta:
     """Return what ``text`` is: a number and a unit, or a moment."""
     if _DURATION.fullmatch(text):
         return read_duration(option, text)
-    return read_moment(option, text)
+    return read_moment(option, text, or_else=", or a duration such as 30d")

@@ -85,7 +85,12 @@ class TestExpiry:
 
     @pytest.mark.parametrize(
         ("text", "words"),
-        [("soon", "--expires 'soon' is no moment"), ("0s", "is over"), ("2020-01-31", "is over")],
+        [
+            ("soon", "--expires 'soon' is no moment"),
+            ("1y", "T18:00+01:00, or a duration such as 30d."),
+            ("0s", "is over"),
+            ("2020-01-31", "is over"),
+        ],
     )
     def test_what_is_none(self, home: Home, shell: Any, text: str, words: str) -> None:
         code, output, log = shell("keys", "create", "--consumer", "ads", "--expires", text)
@@ -296,6 +301,19 @@ def test_log_is_a_table_for_a_person(shell: Any) -> None:
     assert len(acts_of(shell, "--since", "1h")) == 2
     assert acts_of(shell, "--since", "2099-01-31") == []
     assert shell("audit", "--since", "0s")[1] == "Nothing was done since 0s.\n"
+
+
+@pytest.mark.usefixtures("home")
+def test_table_tells_a_pin_to_version_0_from_none(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backcast.cli.output.WIDTH_OF_FILES", 240)
+    shell("keys", "create", "--consumer", "ads")
+    shell("pin", "ads", "0")
+    shell("pin", "ads", "--clear")
+    cells = [line.strip("│ ").split("│")[-1].strip() for line in shell("audit")[1].splitlines()]
+    [key] = [act["details"]["key"] for act in acts_of(shell) if "key" in act["details"]]
+    assert cells[3:-1] == ["pin none", "pin 0", f"scope read, key {key}"]
 
 
 def test_actor_is_the_user_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
