@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from starlette.testclient import TestClient
 
 import migrations
 from backcast.errors import SchemaMismatch
-from backcast.lifecycle import upsert
+from backcast.lifecycle import erase, upsert
 from backcast.registry import Registry, open_registry
 from backcast.registry.revisions import Revision
 from backcast.registry.schema import (
@@ -213,13 +214,23 @@ def test_killed_upgrade_leaves_nothing_and_can_be_done_again(
     assert tables(engine) == set(metadata.tables)
 
 
-FIRST = "0001"
+def revisions() -> list[str]:
+    """Return every revision there was, the oldest first."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    found = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    assert found[0] == SCHEMA_REVISION
+    return found[::-1]
+
+
+FIRST, *_ = OLDER = revisions()[:-1]
 
 
 class TestData:
     """What an older release wrote is all there after an upgrade, and served; and after a way back.
 
-    Rows are written by SQL, as no older release is at hand: one of each table at least.
+    Rows that no call writes are written by SQL, and what a revision had not yet is taken away, as
+    no older release is at hand: there is one of each table at least.
     """
 
     NOW = "2026-05-04 03:02:01.000000"
@@ -247,9 +258,17 @@ class TestData:
         },
     }
 
+    LATER: ClassVar = {"operations": {"beat": "12", "resumable": "true"}}
+    """What those rows have since the second revision."""
+
+    @pytest.fixture(params=OLDER)
+    def revision(self, request: pytest.FixtureRequest) -> str:
+        name: str = request.param
+        return name
+
     @pytest.fixture
-    def home(self, tmp_path: Path, url: str, empty_redis: str) -> Iterator[Home]:
-        """A home of the first release: versions 0 to 2, 1 is live and changed by a delta."""
+    def home(self, tmp_path: Path, url: str, empty_redis: str, revision: str) -> Iterator[Home]:
+        """A home of an older release: versions 0 to 2, 1 is live and changed by deltas."""
         places: dict[str, Any] = {"database_url": url}
         if "sqlite" not in url:
             places["store_url"] = empty_redis
@@ -257,10 +276,12 @@ class TestData:
             home.backcast.registry.keys.create("ranking", Scope.READ, pin=0)
             vector = np.full((1, home.dims[1]), 0.5, np.float32)
             upsert(home.backcast, Entity.ITEM, ["item 1"], vector, actor="ann", most_changed=10)
+            erase(home.backcast, Entity.USER, ["user 1"], actor="ann", grace=timedelta(hours=1))
             engine = home.backcast.registry._engine
-            downgrade(engine, FIRST)
+            downgrade(engine, revision)
             with engine.begin() as connection:
-                for table, row in self.ROWS.items():
+                for table, first in self.ROWS.items():
+                    row = first if revision == FIRST else first | self.LATER.get(table, {})
                     names, values = ", ".join(row), ", ".join(row.values())
                     connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"))
             yield home
@@ -275,8 +296,10 @@ class TestData:
                 found[table] = sorted((dict(row) for row in rows), key=str)
         return found
 
-    def test_every_table_had_data(self, home: Home) -> None:
+    def test_every_table_had_data(self, home: Home, revision: str) -> None:
         found = self.contents(home.backcast.registry._engine)
+        assert found_revision(home.backcast.registry._engine) == revision
+        assert ({"drifts", "erasures"} <= found.keys()) is (revision != FIRST)
         assert all(found.values()), {name for name, rows in found.items() if not rows}
         assert len(found["versions"]) == 3
         assert len(found["transforms"]) == 3
@@ -300,14 +323,15 @@ class TestData:
                 if live == 1:
                     home.promote(2)
                     wait_for(client, live=2)
+                    assert client.get("/embeddings/user 1?version=0&entity=user").status_code == 404
         assert home.backcast.registry.operations.get("op1").actor == "ann"
         check_books(home)
 
-    def test_the_way_down_and_up_again_keeps_it_too(self, home: Home) -> None:
+    def test_the_way_down_and_up_again_keeps_it_too(self, home: Home, revision: str) -> None:
         engine = home.backcast.registry._engine
         before = self.contents(engine)
         upgrade(engine)
-        downgrade(engine, FIRST)
+        downgrade(engine, revision)
         assert self.contents(engine) == before
         upgrade(engine)
         check_books(home)
