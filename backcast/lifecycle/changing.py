@@ -19,7 +19,7 @@ from backcast.errors import (
 )
 from backcast.lifecycle.places import Backcast
 from backcast.lifecycle.remains import ErasureReport, report_remains
-from backcast.registry import StateMoved, digest_of
+from backcast.registry import Naming, StateMoved, digest_of
 from backcast.stores import Rounder
 from backcast.vectors import VectorBatch, check_id
 from backcast.versions import DeltaDraft, Entity, Live
@@ -116,6 +116,7 @@ def erase(
 def _erase(backcast: Backcast, delta: Delta, actor: str) -> Live | None:
     registry, of_snapshot = backcast.registry, dict[str, DeltaDraft]()
     digests = [digest_of(id) for id in delta.ids]
+    naming = registry.erasures.naming(delta.entity, digests)
     with _drafting(backcast) as drafts:
         for attempt in range(ATTEMPTS):
             # A file for each snapshot, which goes when the snapshot does.
@@ -124,7 +125,9 @@ def _erase(backcast: Backcast, delta: Delta, actor: str) -> Live | None:
                     drafts.append(write_delta(backcast.artifacts, delta, actor))
                     of_snapshot[snapshot.id] = drafts[-1]
             try:
-                live, used = registry.erasures.append(of_snapshot, delta.entity, digests, actor)
+                live, used = registry.erasures.append(
+                    of_snapshot, delta.entity, digests, actor, naming=naming
+                )
             except StateMoved:
                 pause(attempt)
             else:
@@ -140,11 +143,13 @@ def erase_digests(
     digests: Sequence[str],
     *,
     seen: Mapping[str, int],
+    naming: Naming,
     actor: str,
 ) -> None:
     """Erase ids, and further ones of which only the digest is known: no snapshot holds those.
 
-    ``seen`` are the snapshots that were looked through for them, each with its last delta then.
+    ``seen`` are the snapshots that were looked through for them, each with its last delta then, and
+    ``naming`` is what was found in the diffs.
 
     Raises:
         StateMoved: there is another snapshot, or a later delta; nothing was erased.
@@ -155,7 +160,9 @@ def erase_digests(
         for snapshot in seen:
             drafts.append(write_delta(backcast.artifacts, delta, actor))
             of_snapshot[snapshot] = drafts[-1]
-        _, used = backcast.registry.erasures.append(of_snapshot, entity, digests, actor, seen)
+        _, used = backcast.registry.erasures.append(
+            of_snapshot, entity, digests, actor, seen, naming
+        )
     _discard(backcast, [d for id, d in of_snapshot.items() if id not in used])
 
 

@@ -72,15 +72,17 @@ def erase_listed(backcast: Backcast, listed: Listed, *, actor: str) -> int:
 
 
 def _erase(backcast: Backcast, entity: Entity, wanted: Erased, actor: str) -> int:
-    ids, seen = set[str](), dict[str, int]()
+    ids, seen, digests = set[str](), dict[str, int](), sorted(wanted.digests[entity])
+    naming = backcast.registry.erasures.naming(entity, digests)
     for attempt in range(ATTEMPTS):
         for record in backcast.registry.snapshots.undeleted():
             held = _held_since(backcast, record, entity, seen.get(record.id))
             ids.update(id for id in held if wanted.covers(entity, id))
             seen[record.id] = record.head
-        digests = sorted(wanted.digests[entity])
         try:
-            erase_digests(backcast, entity, sorted(ids), digests, seen=seen, actor=actor)
+            erase_digests(
+                backcast, entity, sorted(ids), digests, seen=seen, naming=naming, actor=actor
+            )
         except StateMoved:  # what came meanwhile may hold one too
             pause(attempt)
         else:

@@ -15,7 +15,7 @@ from backcast.registry.deployments import Catalog, Deployments, Switch
 from backcast.registry.diffs import Diffs, Drifts
 from backcast.registry.erasures import Erased, Erasures
 from backcast.registry.keys import Keys
-from backcast.registry.names import digest_of
+from backcast.registry.names import Naming, digest_of
 from backcast.registry.operations import OperationDraft, Operations
 from backcast.registry.retirements import Retirements
 from backcast.registry.snapshots import Snapshots
@@ -27,6 +27,7 @@ from backcast.tracing import NO_TRACES, Tracing
 __all__ = [
     "Catalog",
     "Erased",
+    "Naming",
     "NumberTaken",
     "OperationDraft",
     "Operations",

@@ -13,7 +13,7 @@ from backcast.registry import tables
 from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas, end_erasures
 from backcast.registry.deployments import read_live
-from backcast.registry.names import digest_of, unname_everywhere
+from backcast.registry.names import NOT_LOOKED, Naming, digest_of, find_naming, unname_everywhere
 from backcast.versions import DeltaDraft, Entity, Live
 
 
@@ -54,6 +54,11 @@ class Erasures:
                 digests.setdefault(Entity(entity), set()).add(digest)
         return Erased(number, digests)
 
+    def naming(self, entity: Entity, digests: Sequence[str]) -> Naming:
+        """Look through the diffs for ids, so that ``append``, which others wait for, need not."""
+        with self._db.read() as connection:
+            return find_naming(connection, entity, frozenset(digests))
+
     def append(
         self,
         drafts: Mapping[str, DeltaDraft],
@@ -61,11 +66,13 @@ class Erasures:
         digests: Sequence[str],
         actor: str,
         seen: Mapping[str, int] | None = None,
+        naming: Naming = NOT_LOOKED,
     ) -> tuple[Live | None, frozenset[str]]:
         """Erase ids from all snapshots and from all to come, in one transaction.
 
         ``drafts`` holds a delta for each snapshot that is not deleted, ``seen`` the last delta that
-        the caller knows of on each, where that counts. Returns what is live then, and the snapshots
+        the caller knows of on each, where that counts; ``naming`` is what was found in the diffs
+        up to some time ago. Returns what is live then, and the snapshots
         whose deltas were used: some may have been deleted meanwhile.
 
         Raises:
@@ -89,7 +96,7 @@ class Erasures:
                 for digest in digests
             ]
             connection.execute(insert(tables.erasures), rows)
-            unname_everywhere(connection, entity, frozenset(digests))
+            unname_everywhere(connection, entity, frozenset(digests), naming)
             return read_live(connection), frozenset(heads)
 
 

@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, select, update
 
 from backcast.registry import tables
 from backcast.versions import Entity
@@ -15,6 +16,7 @@ UNNAMED = "(erased)"
 
 Figures = Mapping[str, Any]
 _BY_KIND = ("entities", "ids")  # of a diff's figures
+_AT_ONCE = 500  # rows in memory, values in a statement
 
 
 def digest_of(id: str) -> str:
@@ -22,13 +24,68 @@ def digest_of(id: str) -> str:
     return hashlib.sha256(id.encode()).hexdigest()
 
 
-def unname_everywhere(connection: Connection, entity: Entity, digests: AbstractSet[str]) -> None:
-    """Take erased ids out of all diffs, within the caller's transaction."""
+@dataclass(frozen=True)
+class Naming:
+    """Which diffs name some ids, as far as they were looked through; later ones only name less.
+
+    Attributes:
+        diffs: those that do.
+        upto: the last that was looked at.
+    """
+
+    diffs: AbstractSet[int] = frozenset()
+    upto: int = 0
+
+
+NOT_LOOKED = Naming()
+
+
+def find_naming(connection: Connection, entity: Entity, digests: AbstractSet[str]) -> Naming:
+    """Look through all diffs for ids. There are more with every deployment."""
+    upto, found = 0, set[int]()
+    for id, figures in _rows(connection):
+        upto = id
+        if any(digest_of(name) in digests for name in _named(figures, entity)):
+            found.add(id)
+    return Naming(found, upto)
+
+
+def unname_everywhere(
+    connection: Connection, entity: Entity, digests: AbstractSet[str], known: Naming
+) -> None:
+    """Take erased ids out of all diffs, within the caller's transaction.
+
+    Only those are read that are ``known`` to name one, or came since.
+    """
     diffs = tables.diffs.c
-    for id, figures in connection.execute(select(diffs.id, diffs.figures)).all():
-        unnamed = _without(figures, entity, digests)
-        if unnamed != figures:
-            connection.execute(update(tables.diffs).where(diffs.id == id).values(figures=unnamed))
+    conditions = [diffs.id.in_(some) for some in _pieces(sorted(known.diffs))]
+    for condition in [*conditions, diffs.id > known.upto]:
+        for id, figures in _rows(connection, condition):
+            unnamed = _without(figures, entity, digests)
+            if unnamed != figures:
+                changed = update(tables.diffs).where(diffs.id == id)
+                connection.execute(changed.values(figures=unnamed))
+
+
+def _rows(
+    connection: Connection, condition: ColumnElement[bool] | None = None
+) -> Iterator[tuple[int, Figures]]:
+    diffs, after = tables.diffs.c, 0
+    wanted = select(diffs.id, diffs.figures).order_by(diffs.id).limit(_AT_ONCE)
+    if condition is not None:
+        wanted = wanted.where(condition)
+    while True:
+        rows = connection.execute(wanted.where(diffs.id > after)).all()
+        for row in rows:
+            yield row.id, row.figures
+        if len(rows) < _AT_ONCE:
+            return
+        after = rows[-1].id
+
+
+def _pieces(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), _AT_ONCE):
+        yield ids[start : start + _AT_ONCE]
 
 
 def unnamed(connection: Connection, drafts: Sequence[Figures]) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select, update
 
 from backcast.errors import UnknownSnapshot
 from backcast.registry import (
     Erased,
+    Naming,
     Registry,
     StateMoved,
     Switch,
@@ -55,9 +56,11 @@ def heads(registry: Registry) -> dict[str, int]:
     return {record.id: record.head for record in registry.snapshots.undeleted()}
 
 
-def erase(registry: Registry, *digests: str, snapshots: tuple[str, ...] = ("s0", "s1")) -> Any:
+def erase(
+    registry: Registry, *digests: str, snapshots: tuple[str, ...] = ("s0", "s1"), **options: Any
+) -> Any:
     ends = {name: draft(f"end-{name}", DeltaKind.ERASE) for name in snapshots}
-    return registry.erasures.append(ends, Entity.ITEM, digests, "ann")
+    return registry.erasures.append(ends, Entity.ITEM, digests, "ann", **options)
 
 
 def figures(item: str) -> dict[str, Any]:
@@ -210,6 +213,30 @@ class TestErasures:
         with registry._engine.begin() as connection:
             found = connection.scalars(select(tables.diffs.c.figures).order_by("target")).all()
         assert found == [figures("(erased)"), figures("b")]
+
+    def test_what_was_looked_through_is_not_read_while_others_wait(
+        self, registry: Registry
+    ) -> None:
+        about = {"version": 1, "snapshot": "s1", "baseline_snapshot": "s0", "created_at": utc_now()}
+        ids = ["b"] * 1_200 + ["a", "b", "a"]
+        rows = [{**about, "target": 0, "figures": figures(id)} for id in ids]
+        with registry._engine.begin() as connection:
+            connection.execute(insert(tables.diffs), rows)
+            first = connection.scalar(select(func.min(tables.diffs.c.id)))
+        assert first is not None
+        naming = registry.erasures.naming(Entity.ITEM, [A])
+        assert naming == Naming({first + 1_200, first + 1_202}, first + 1_202)
+        with registry._engine.begin() as connection:
+            connection.execute(insert(tables.diffs), rows[-2:])
+            strange = update(tables.diffs).where(tables.diffs.c.id == first)
+            connection.execute(strange.values(figures=figures("a")))
+        erase(registry, A, naming=naming)
+        with registry._engine.begin() as connection:
+            found = connection.scalars(select(tables.diffs.c.figures).order_by("id")).all()
+        gone = figures("(erased)")
+        assert found[0] == figures("a")
+        assert found[1:1_200] == [figures("b")] * 1_199
+        assert found[1_200:] == [gone, figures("b"), gone, figures("b"), gone]
 
     def test_nor_in_one_that_was_measured_before(self, registry: Registry) -> None:
         seen = live(registry)
