@@ -1,6 +1,8 @@
 """The whole life of versions, in any order that hypothesis can think of, against a model of it."""
 
+import time
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -9,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,6 +20,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 from numpy.typing import NDArray
 
@@ -27,14 +31,30 @@ from backcast.errors import (
     NothingPublished,
     NotReady,
     PromotionConflict,
+    SnapshotMismatch,
     UnknownVersion,
+    VersionInUse,
     VersionNotPromoted,
     VersionOffChain,
     VersionRetired,
 )
-from backcast.lifecycle import compact, erase, promote, publish, retire, rollback, sweep, upsert
+from backcast.lifecycle import (
+    compact,
+    deprecate,
+    erase,
+    plan_rollback,
+    promote,
+    publish,
+    refresh,
+    retire,
+    rollback,
+    sweep,
+    upsert,
+    withdraw_deprecation,
+)
 from backcast.registry import schema
-from backcast.versions import Entity
+from backcast.registry.database import utc_now
+from backcast.versions import Entity, Scope
 from service.engine import Engine
 from tests.service_support import assert_served, engine_of
 from tests.support import Home, batches, build_home, check_books
@@ -45,7 +65,12 @@ Id = tuple[Entity, str]
 IDS: list[Id] = [(Entity.ITEM, id) for id in "abcde"] + [(Entity.USER, id) for id in "xy"]
 NEW_IDS: list[Id] = [(Entity.ITEM, "new"), (Entity.USER, "newer")]
 NOBODY = "nobody"
+LEFT = {"superseded", "rolled_back"}
 MOST_VERSIONS = 5
+READER = "reader"
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+LONG_S = 180
+"""How long the long profile goes on finding new lives."""
 
 
 @dataclass
@@ -55,18 +80,21 @@ class ModelSnapshot:
     Attributes:
         begun: when it was published, on the model's own clock.
         put: when each id was put whose vector comes from an upsert.
+        told: the ids of its upserts, those that came with it when it went live among them.
     """
 
     version: int
     begun: int
     rows: dict[Id, Row]
     put: dict[Id, int] = field(default_factory=dict)
+    told: set[Id] = field(default_factory=set)
     deleted: bool = False
     superseded: bool = False
 
     def erase(self, id: Id) -> None:
         self.rows.pop(id, None)
         self.put.pop(id, None)
+        self.told.discard(id)
 
     def take(self, id: Id, other: "ModelSnapshot") -> None:
         """Hold the vector that another snapshot was given."""
@@ -80,12 +108,13 @@ class Model:
     parents: dict[int, int | None] = field(default_factory=dict)
     states: dict[int, str] = field(default_factory=dict)
     snapshots: dict[str, ModelSnapshot] = field(default_factory=dict)
-    latest: dict[int, str] = field(default_factory=dict)
     lived: list[str] = field(default_factory=list)
     puts: dict[int, dict[Id, tuple[int, Row]]] = field(default_factory=dict)
     live: str | None = None
     history: list[tuple[str, int, str | None]] = field(default_factory=list)
     erased: set[Id] = field(default_factory=set)
+    ending: set[int] = field(default_factory=set)
+    pin: int | None = None
     clock: int = 0
 
     def tick(self) -> int:
@@ -94,7 +123,6 @@ class Model:
 
     def publish(self, snapshot: str, version: int, rows: dict[Id, Row]) -> None:
         self.snapshots[snapshot] = self.published(version, rows)
-        self.latest[version] = snapshot
 
     def published(self, version: int, rows: dict[Id, Row]) -> ModelSnapshot:
         """Return a new snapshot: without the erased, with what was put and is not computed."""
@@ -104,6 +132,11 @@ class Model:
         for id in last.put.keys() - rows.keys():
             new.take(id, last)
         return new
+
+    def newest(self, version: int) -> str | None:
+        """Return the snapshot that a promotion takes."""
+        kept = [id for id, s in self.snapshots.items() if s.version == version and not s.deleted]
+        return max(kept, key=lambda id: self.snapshots[id].begun, default=None)
 
     def last(self, version: int) -> ModelSnapshot:
         """Return what was live last of a version; nothing where that is deleted or never was."""
@@ -119,12 +152,13 @@ class Model:
     def compact(self, snapshot: str) -> None:
         now = self.now()
         same = ModelSnapshot(now.version, self.tick(), dict(now.rows), dict(now.put))
-        self.snapshots[snapshot], self.latest[now.version] = same, snapshot
+        self.snapshots[snapshot] = same
 
     def upsert(self, rows: dict[Id, Row]) -> None:
         now, moment = self.now(), self.tick()
         now.rows.update(rows)
         now.put.update(dict.fromkeys(rows, moment))
+        now.told |= rows.keys()
         puts = self.puts.setdefault(now.version, {})
         puts.update({id: (moment, row) for id, row in rows.items()})
         self.erased -= set(rows)
@@ -141,6 +175,20 @@ class Model:
     def chain(self, version: int) -> list[int]:
         parent = self.parents[version]
         return [version, *([] if parent is None else self.chain(parent))]
+
+    def servable(self, version: int) -> set[int]:
+        return {j for j in self.chain(version) if self.states[j] != "retired"}
+
+    def lost(self, target: str) -> set[Id]:
+        """Return the ids put since a snapshot was live, or ever, that are not in it then."""
+        if self.snapshots[target].version == self.now().version:
+            return set()
+        index = max((at for at, id in enumerate(self.lived) if id == target), default=-1)
+        since = (self.snapshots[id] for id in self.lived[index + 1 :])
+        put = {id for found in since if not found.deleted for id in found.told}
+        then = deepcopy(self)
+        then.switch(target, "rollback")
+        return put - then.now().rows.keys()
 
     def now(self) -> ModelSnapshot:
         assert self.live is not None
@@ -168,6 +216,7 @@ class Model:
             for id, (moment, row) in self.kept_puts(after.version).items():
                 if moment > after.begun:
                     after.rows[id], after.put[id] = row, moment
+                    after.told.add(id)
             left.superseded = before != snapshot
             for off in set(self.chain(left.version)) - set(chain):
                 if self.states[off] in {"live", "superseded"}:
@@ -210,6 +259,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.engine: Engine = engine_of(self.home)
         self.model = Model()
         self.seed = 0
+        self.home.backcast.registry.keys.create(READER, Scope.READ)
 
     def teardown(self) -> None:
         check_books(self.home)
@@ -233,10 +283,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     # Rules.
 
-    @initialize()
-    def first(self) -> None:
+    @initialize(live=st.integers(0, 4))
+    def first(self, live: int) -> None:
         self.register(None, 5)
         self.publish_some(0, frozenset(IDS))
+        if live:
+            self.promote_one(0, force=False)
 
     def register(self, parent: int | None, dim: int) -> None:
         version = self.home.register(dim, parent=parent, bias=True).number
@@ -248,10 +300,48 @@ class Lifecycle(RuleBasedStateMachine):
     def register_next(self, data: st.DataObject, dim: int) -> None:
         self.register(data.draw(st.sampled_from(sorted(self.model.parents))), dim)
 
+    @precondition(lambda self: len(self.model.parents) < MOST_VERSIONS and self.model.live)
+    @rule(dim=st.integers(3, 7), put=st.sets(st.sampled_from(NEW_IDS)))
+    def train_publish_and_promote(self, dim: int, put: set[Id]) -> None:
+        if put:
+            self.upsert_ids(put)  # and leave it behind
+        version = len(self.model.parents)
+        self.register(self.model.now().version, dim)
+        self.publish_some(version, frozenset(IDS))
+        self.promote_one(version, force=False)
+
     @rule(data=st.data(), left_out=st.sets(st.sampled_from(IDS), max_size=2))
     def publish_any(self, data: st.DataObject, left_out: set[Id]) -> None:
         version = data.draw(st.sampled_from(sorted(self.model.parents)))
         self.publish_some(version, frozenset(IDS) - left_out)
+
+    @precondition(lambda self: self.left_with_puts())
+    @rule(data=st.data(), left_out=st.sets(st.sampled_from(IDS), max_size=2))
+    def publish_what_was_left(self, data: st.DataObject, left_out: set[Id]) -> None:
+        """Most of what could come back by mistake comes so."""
+        self.publish_some(
+            data.draw(st.sampled_from(self.left_with_puts())), frozenset(IDS) - left_out
+        )
+
+    @precondition(lambda self: self.left_with_puts())
+    @rule(data=st.data(), published=st.booleans())
+    def come_back_and_publish_what_was_left(self, data: st.DataObject, published: bool) -> None:
+        """An id is erased and put again elsewhere, and the vectors that it had may be made anew."""
+        version = data.draw(st.sampled_from(self.left_with_puts()))
+        back = data.draw(st.sampled_from(sorted(self.model.puts[version])))
+        self.erase_ids({back})
+        self.upsert_ids({back})
+        if published:
+            self.publish_some(version, frozenset(IDS) - {back})
+            self.promote_one(version, force=True)
+
+    def left_with_puts(self) -> list[int]:
+        """Return the versions that something was put on, and that are not live now."""
+        model = self.model
+        live = None if model.live is None else model.now().version
+        return sorted(
+            v for v, s in model.states.items() if v != live and s in LEFT and model.puts.get(v)
+        )
 
     def publish_some(self, version: int, ids: frozenset[Id]) -> None:
         rows = self.vectors(version, sorted(ids))
@@ -286,33 +376,102 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data())
     def promote_any(self, data: st.DataObject) -> None:
         version = data.draw(st.sampled_from([*sorted(self.model.parents), 99]))
-        force = data.draw(st.booleans())
+        self.promote_one(version, force=data.draw(st.booleans()))
+
+    def promote_one(self, version: int, *, force: bool) -> None:
         options: dict[str, Any] = {"force": True, "reason": "drawn"} if force else {}
         made = self.act(
             lambda: promote(self.home.backcast, version, actor="machine", **options),
             *self.why_not(version, force),
         )
         if made is not None:
+            assert made.live.snapshot == self.model.newest(version)
             self.model.switch(made.live.snapshot, "promote")
-            assert self.model.latest[version] == self.model.live
+
+    @precondition(lambda self: self.promotable())
+    @rule(data=st.data())
+    def promote_what_can_be(self, data: st.DataObject) -> None:
+        self.promote_one(data.draw(st.sampled_from(self.promotable())), force=True)
+
+    def promotable(self) -> list[int]:
+        return [version for version in self.model.parents if not self.why_not(version, True)]
+
+    @precondition(lambda self: self.model.live is not None)
+    @rule(left_out=st.sets(st.sampled_from(IDS), max_size=2))
+    def publish_and_refresh(self, left_out: set[Id]) -> None:
+        self.publish_some(self.model.now().version, frozenset(IDS) - left_out)
+        self.refresh_live()
+
+    @precondition(lambda self: self.model.live is not None)
+    @rule()
+    def refresh_live(self) -> None:
+        newest = self.model.newest(self.model.now().version)
+        why_not = [PromotionConflict] if newest == self.model.live else []
+        made = self.act(lambda: refresh(self.home.backcast, actor="machine"), *why_not)
+        if made is not None:
+            assert made.live.snapshot == newest
+            self.model.switch(made.live.snapshot, "promote")
+
+    @precondition(lambda self: self.model.snapshots)
+    @rule(data=st.data(), force=st.booleans())
+    def promote_named(self, data: st.DataObject, force: bool) -> None:
+        possible = [
+            name
+            for name, found in self.model.snapshots.items()
+            if not self.why_not_named(found.version, name, force)
+        ]
+        name = data.draw(st.sampled_from([*3 * possible, *self.model.snapshots]))
+        of = self.model.snapshots[name].version
+        version = data.draw(st.sampled_from([of, of, of, *sorted(self.model.parents)]))
+        options: dict[str, Any] = {"force": True, "reason": "drawn"} if force else {}
+        made = self.act(
+            lambda: promote(self.home.backcast, version, actor="machine", snapshot=name, **options),
+            *self.why_not_named(version, name, force),
+        )
+        if made is not None:
+            assert made.live.snapshot == name
+            self.model.switch(name, "promote")
+
+    def why_not_named(self, version: int, name: str, force: bool) -> list[type[BackcastError]]:
+        snapshot = self.model.snapshots[name]
+        if self.model.states[version] == "retired":
+            return [VersionRetired]
+        if snapshot.version != version:
+            return [InvalidInput]
+        if snapshot.deleted:
+            return [Conflict]
+        if self.model.live is not None and self.model.now().version == version:
+            return [PromotionConflict]
+        return [Conflict] if self.leaves_the_chain(version) and not force else []
+
+    def leaves_the_chain(self, version: int) -> bool:
+        model = self.model
+        return model.live is not None and model.now().version not in model.chain(version)
 
     def why_not(self, version: int, force: bool) -> list[type[BackcastError]]:
         if version not in self.model.parents:
             return [UnknownVersion]
         if self.model.states[version] == "retired":
             return [VersionRetired]
-        snapshot = self.model.latest.get(version)
-        if snapshot is None or self.model.snapshots[snapshot].deleted:
+        snapshot = self.model.newest(version)
+        if snapshot is None:
             return [NothingPublished]
         if snapshot == self.model.live:
             return [PromotionConflict]
-        live = None if self.model.live is None else self.model.now().version
-        leaves = live is not None and live not in self.model.chain(version)
-        return [Conflict] if leaves and not force else []
+        return [Conflict] if self.leaves_the_chain(version) and not force else []
 
     @precondition(lambda self: self.model.live is not None)
     @rule(ids=st.sets(st.sampled_from([*IDS, *NEW_IDS]), min_size=1, max_size=3))
     def upsert_some(self, ids: set[Id]) -> None:
+        self.upsert_ids(ids)
+
+    @precondition(lambda self: self.model.live is not None and self.model.erased)
+    @rule(data=st.data())
+    def upsert_who_was_erased(self, data: st.DataObject) -> None:
+        erased = st.sampled_from(sorted(self.model.erased))
+        self.upsert_ids(data.draw(st.sets(erased, min_size=1, max_size=2)))
+
+    def upsert_ids(self, ids: set[Id]) -> None:
         rows = self.vectors(self.model.now().version, sorted(ids))
         for entity in Entity:
             found = {id: row for (kind, id), row in rows.items() if kind is entity}
@@ -329,22 +488,56 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(ids=st.sets(st.sampled_from([*IDS, *NEW_IDS]), min_size=1, max_size=2))
     def erase_some(self, ids: set[Id]) -> None:
+        self.erase_ids(ids)
+
+    @precondition(lambda self: any(self.model.puts.values()))
+    @rule(data=st.data())
+    def erase_who_was_put(self, data: st.DataObject) -> None:
+        put = sorted({id for puts in self.model.puts.values() for id in puts})
+        self.erase_ids({data.draw(st.sampled_from(put))})
+
+    def erase_ids(self, ids: set[Id]) -> None:
         for entity in Entity:
             found = sorted(id for kind, id in ids if kind is entity)
             if found:
-                erase(self.home.backcast, entity, found, actor="machine", grace=timedelta(hours=1))
+                erase(self.home.backcast, entity, found, actor="machine", grace=HOUR)
         self.model.erase(ids)
 
     @precondition(lambda self: self.model.live is not None)
     @rule(data=st.data())
     def roll_back(self, data: st.DataObject) -> None:
-        named = data.draw(st.sampled_from([None, *sorted(self.model.snapshots)]))
+        named = data.draw(st.sampled_from([None, *self.model.snapshots]))
+        self.roll_back_to(named)
+
+    @precondition(lambda self: self.can_go_back())
+    @rule(data=st.data())
+    def roll_back_to_what_can_be(self, data: st.DataObject) -> None:
+        self.roll_back_to(data.draw(st.sampled_from(self.can_go_back())))
+
+    def can_go_back(self) -> list[str]:
+        if self.model.live is None:
+            return []
+        return [id for id in self.model.snapshots if not self.why_no_rollback(id)]
+
+    def roll_back_to(self, named: str | None) -> None:
         target = named or self.model.before_promotion()
+        why_not = self.why_no_rollback(target)
+        plan = self.act(
+            lambda: plan_rollback(self.home.backcast, grace=HOUR, to_snapshot=named), *why_not
+        )
+        if plan is not None:
+            assert target is not None
+            lost = self.model.lost(target)
+            assert {(entity, id) for entity, ids in plan.lost.items() for id in ids} == lost
+            servable = self.model.servable(plan.version)
+            refused = self.model.servable(self.model.now().version) - servable
+            assert (set(plan.servable), set(plan.refused)) == (servable, refused)
+            assert plan.pinned == ((READER,) if self.model.pin in refused else ())
         live = self.act(
             lambda: rollback(
                 self.home.backcast, actor="machine", reason="worse", to_snapshot=named
             ),
-            *self.why_no_rollback(target),
+            *why_not,
         )
         if live is not None:
             assert live.snapshot == target
@@ -366,37 +559,96 @@ class Lifecycle(RuleBasedStateMachine):
     def retire_any(self, data: st.DataObject) -> None:
         version = data.draw(st.sampled_from([*sorted(self.model.parents), 99]))
         why_not = self.why_no_retirement(version)
-        self.act(
-            lambda: retire(self.home.backcast, version, actor="machine", idle=timedelta(days=1)),
-            *why_not,
-        )
+        self.act(lambda: retire(self.home.backcast, version, actor="machine", idle=DAY), *why_not)
         if not why_not:
             self.model.states[version] = "retired"
 
     def why_no_retirement(self, version: int) -> list[type[BackcastError]]:
         state = self.model.states.get(version)
+        if state == "retired":
+            return []
+        if why_not := self.why_not_served(version):
+            return why_not
+        if state == "live":
+            return [Conflict]
+        in_use = version == self.model.pin or version in self.model.ending
+        return [VersionInUse] if in_use else []
+
+    def why_not_served(self, version: int) -> list[type[BackcastError]]:
+        state = self.model.states.get(version)
         if state is None:
             return [UnknownVersion]
         if state == "retired":
-            return []
-        if self.model.live is None or state in {"registered", "live"}:
+            return [VersionRetired]
+        if self.model.live is None or state == "registered":
             return [Conflict]
         return [] if version in self.model.chain(self.model.now().version) else [VersionOffChain]
 
-    @rule()
-    def sweep_at_once(self) -> None:
-        doomed = {
-            id
-            for id, found in self.model.snapshots.items()
-            if found.superseded and not found.deleted
-        }
+    @rule(data=st.data())
+    def deprecate_any(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from([*sorted(self.model.parents), 99]))
+        why_not, end = self.why_not_served(version), utc_now() + DAY
+        self.act(
+            lambda: deprecate(self.home.backcast, version, sunset_at=end, actor="machine"),
+            *why_not,
+        )
+        if not why_not:
+            self.model.ending.add(version)
+
+    @rule(data=st.data())
+    def withdraw_any(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from([*sorted(self.model.parents), 99]))
+        why_not = self.why_not_served(version)
+        self.act(
+            lambda: withdraw_deprecation(self.home.backcast, version, actor="machine"), *why_not
+        )
+        if not why_not:
+            self.model.ending.discard(version)
+
+    @rule(data=st.data())
+    def pin_reader(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from([None, *sorted(self.model.parents), 99]))
+        why_not: list[type[BackcastError]] = []
+        if version is not None and version not in self.model.states:
+            why_not = [UnknownVersion]
+        elif version is not None and self.model.states[version] == "retired":
+            why_not = [VersionRetired]
+        self.act(lambda: self.home.backcast.registry.consumers.pin(READER, version), *why_not)
+        if not why_not:
+            self.model.pin = version
+
+    @precondition(lambda self: self.model.live is not None)
+    @rule(data=st.data())
+    def expect_any(self, data: st.DataObject) -> None:
+        """What was superseded answers until it is deleted, without what was erased since."""
+        name = data.draw(st.sampled_from(list(self.model.snapshots)))
+        found = self.model.snapshots[name]
+        kept = name in self.model.lived and not found.deleted
+        snapshot = self.act(
+            lambda: self.engine.expecting(name), *([] if kept else [SnapshotMismatch])
+        )
+        if snapshot is None:
+            return
+        for entity in Entity:
+            asked = [id for kind, id in [*IDS, *NEW_IDS] if kind is entity] + [NOBODY]
+            held = snapshot.store.gather(entity, asked)
+            for id, vector, there in zip(asked, held.vectors, held.found, strict=True):
+                assert there == ((entity, id) in found.rows)
+                if there:
+                    assert vector.tolist() == found.rows[entity, id].tolist()
+
+    @rule(chance=st.integers(0, 2))
+    def sweep_at_once(self, chance: int) -> None:
+        if chance:
+            return  # more can be gone back to
+        doomed = {id for id, s in self.model.snapshots.items() if s.superseded and not s.deleted}
         assert set(sweep(self.home.backcast, timedelta(0))) == doomed
         for id in doomed:
             self.model.snapshots[id].deleted = True
 
     @rule()
     def sweep_within_grace(self) -> None:
-        assert sweep(self.home.backcast, timedelta(hours=1)) == []
+        assert sweep(self.home.backcast, HOUR) == []
 
     @rule()
     def restart(self) -> None:
@@ -450,12 +702,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def states_are_those_of_the_model(self) -> None:
-        found = {v.number: str(v.state) for v in self.home.backcast.registry.versions.all()}
-        assert found == self.model.states
+        versions = self.home.backcast.registry.versions.all()
+        assert {v.number: str(v.state) for v in versions} == self.model.states
+        assert {v.number for v in versions if v.sunset_at is not None} == self.model.ending
 
 
-TestLifecycle = Lifecycle.TestCase
-TestLifecycle.settings = settings(
+QUICK = settings(
     max_examples=25,
     stateful_step_count=40,
     deadline=None,
@@ -464,3 +716,14 @@ TestLifecycle.settings = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # a run takes too long to look for a shorter one
 )
+LONG = settings(QUICK, max_examples=50, stateful_step_count=80, derandomize=False, print_blob=True)
+
+TestLifecycle = Lifecycle.TestCase
+TestLifecycle.settings = QUICK
+
+
+@pytest.mark.long
+def test_lives_that_nobody_has_seen_yet() -> None:
+    until = time.monotonic() + LONG_S
+    while time.monotonic() < until:
+        run_state_machine_as_test(Lifecycle, settings=LONG)
