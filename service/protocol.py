@@ -5,7 +5,8 @@ plain text.
 """
 
 import secrets
-from asyncio import BaseTransport, TimerHandle
+from asyncio import BaseTransport, TimerHandle, Transport
+from collections import OrderedDict
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
@@ -43,6 +44,7 @@ class Protocol(HttpToolsProtocol):
 
     _state: State
     _watch: TimerHandle
+    _idle: OrderedDict[Transport, None]
     _seen: Any = None  # the request at which the connection stood still at the last look
     _read_on = True
     _in_head = False
@@ -56,9 +58,11 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)  # type: ignore[arg-type]
         self._state = self.app_state["service"]
         most = self._state.settings.max_connections
-        if len(self.connections) > most and not self._make_room():
-            self.app = _Crowded(self.app, most)
-        self._note_idle()
+        self._idle = self._state.idle
+        if len(self.connections) <= most or self._make_room():
+            self._idle[self.transport] = None
+        else:  # it takes no room that another could have
+            self.app, self._idle = _Crowded(self.app, most), OrderedDict()
         if len(self.connections) > 2 * most:  # as many are being refused
             self._state.shed["connections"] += 1
             self.transport.abort()
@@ -67,7 +71,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._watch.cancel()
-        self._state.idle.pop(self.transport, None)
+        self._idle.pop(self.transport, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -115,14 +119,14 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer."""
         self._in_head = False
-        self._state.idle.pop(self.transport, None)
+        self._idle.pop(self.transport, None)
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""
         super().on_response_complete()
         if self.timeout_keep_alive_task is not None:
-            self._note_idle()
+            self._idle[self.transport] = None
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser cannot read, or was not let read on."""
@@ -143,10 +147,6 @@ class Protocol(HttpToolsProtocol):
         self._state.shed["idle connections"] += 1
         transport.close()
         return True
-
-    def _note_idle(self) -> None:
-        if not isinstance(self.app, _Crowded):  # which has no room that another could take
-            self._state.idle[self.transport] = None
 
     def _look_later(self) -> None:
         self._watch = self.loop.call_later(self._state.settings.head_seconds, self._look)
