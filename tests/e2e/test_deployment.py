@@ -6,12 +6,17 @@ against a PostgreSQL and a Redis of the test's own that ask for their passwords.
 
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -283,6 +288,54 @@ def test_proxy_keeps_metrics_inside(served: Served, path: str) -> None:
     assert answer.headers["content-type"] == "text/html"  # the proxy's own, no problem document
 
 
+@pytest.mark.parametrize(
+    "path", ["/admin/keys", "/admin", "/%61dmin/keys", "/admin%2Fkeys", "/admin/../admin/keys"]
+)
+def test_administration_comes_by_a_port_of_its_own(served: Served, path: str) -> None:
+    headers = bearer(served.admin)
+    refused = httpx2.get(f"{served.stack.url}{path}", headers=headers)
+    assert (refused.status_code, refused.headers["content-type"]) == (403, "text/html")
+    assert httpx2.get(f"{served.stack.admin_url}/admin/keys", headers=headers).status_code == 200
+    assert httpx2.get(f"{served.stack.admin_url}/metrics").status_code == 404
+
+
+def test_one_address_does_not_take_all_connections(served: Served) -> None:
+    host, port = served.stack.hosts["proxy:8000"].split(":")
+
+    def answered(connection: socket.socket) -> bool:
+        try:
+            return connection.recv(12) == b"HTTP/1.1 200"
+        except ConnectionError:
+            return False
+
+    def asking(source: str) -> socket.socket:
+        connection = socket.create_connection((host, int(port)), 30, (source, 0))
+        with suppress(ConnectionError):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: backcast\r\n\r\n")
+        return connection
+
+    with ExitStack() as held:
+        many = [held.enter_context(closing(asking("127.0.0.2"))) for _ in range(600)]
+        assert 490 <= sum(map(answered, many)) <= 500
+        assert answered(held.enter_context(closing(asking("127.0.0.3"))))
+
+
+def test_one_consumer_does_not_take_all_that_the_replicas_can(served: Served) -> None:
+    ids = {"ids": ["007"] * 10_000, "version": 1}
+    headers = {**bearer(served.reader), "Accept": "application/octet-stream"}
+    with (
+        httpx2.Client(base_url=served.stack.url, headers=headers, timeout=30) as client,
+        ThreadPoolExecutor(5) as senders,
+    ):
+        ask = partial(client.post, "/embeddings/batch", json=ids)
+        answers = [sent.result() for sent in [senders.submit(ask) for _ in range(40)]]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.json()["type"] for answer in refused} == {"urn:backcast:problem:rate-limited"}
+    assert len(refused) < len(answers)
+    other = bearer(_new_key(served.stack, "admin"))
+    assert httpx2.get(f"{served.stack.url}/embeddings/007?version=0", headers=other).is_success
+
+
 def test_replicas_come_and_go_without_a_failed_request(served: Served) -> None:
     stack, (first, second) = served.stack, REPLICAS
     with served.reading() as statuses:
@@ -384,7 +437,9 @@ def _promote_through_the_proxy(served: Served) -> None:
     for version, seen in ((0, None), (1, 0)):
         order = {"expected_live": seen, "force": True, "reason": "random vectors"}
         accepted = httpx2.post(
-            f"{url}/admin/versions/{version}/promote", json=order, headers=bearer(served.admin)
+            f"{served.stack.admin_url}/admin/versions/{version}/promote",
+            json=order,
+            headers=bearer(served.admin),
         )
         assert accepted.status_code == 202, accepted.text
         wait(lambda live=version: {_live(served, name) for name in REPLICAS} == {live})  # type: ignore[misc]

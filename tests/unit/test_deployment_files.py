@@ -63,6 +63,8 @@ SET_FOR_REPLICAS = {
     "BACKCAST_DRAIN_SECONDS",
     "BACKCAST_MAX_BODY",
     "BACKCAST_BATCHES_WAITING",
+    "BACKCAST_REQUESTS_PER_SECOND",
+    "BACKCAST_VECTORS_PER_SECOND",
 }
 
 
@@ -106,7 +108,7 @@ def test_what_services_name_is_defined() -> None:
 def test_only_proxy_and_grafana_are_reached_from_outside_and_from_this_host_only() -> None:
     ports = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s}
     assert ports == {
-        "proxy": ["${LISTEN:-127.0.0.1:8000}:8000"],
+        "proxy": ["${LISTEN:-127.0.0.1:8000}:8000", "${ADMIN_LISTEN:-127.0.0.1:8001}:8001"],
         "grafana": ["${GRAFANA_LISTEN:-127.0.0.1:3000}:3000"],
     }
     inner = {name for name, of in compose()["networks"].items() if of.get("internal")}
