@@ -154,7 +154,7 @@ ROWS = [
             ),
             Panel(
                 "Requests in progress",
-                "What is answered at once is never seen here.",
+                "The scrape itself is one; what is answered at once is never seen here.",
                 [Query(_sum("instance", _metric("backcast_requests_in_progress")), "{{instance}}")],
             ),
             Panel(
