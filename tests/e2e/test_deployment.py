@@ -35,8 +35,8 @@ from backcast.errors import Overloaded, RegistryError
 from backcast.registry import open_registry
 from backcast.settings import Settings
 from service import problems
-from tests.e2e.documents import blocks
-from tests.e2e.images import Builder, Image
+from tests.e2e.documents import ROOT, blocks
+from tests.e2e.images import TOOLS, Builder, Image
 from tests.e2e.stack import REPLICAS, Stack, running, status_of, wait
 from tests.service_support import ODD_IDS, assert_served, bearer, publish_ids
 from tests.support import Home, build_home
@@ -47,15 +47,22 @@ NO_COPY = "must be superuser or have privileges|permission denied to COPY"  # Po
 
 
 @contextmanager
-def built(stage: str) -> Iterator[Image]:
-    """Build a stage below /tmp, where the image's user can reach it; no index is named."""
+def empty_folder() -> Iterator[Path]:
+    """Make a folder below /tmp, where the image's user can reach it."""
     folder = Path(mkdtemp(prefix="backcast-", dir="/tmp"))
     try:
         folder.chmod(0o755)
-        yield Builder(folder, TORCH_INDEX="").build(stage)
+        yield folder
     finally:
         subprocess.run(["chmod", "--recursive", "u+w", folder], check=True)
         subprocess.run(["rm", "--recursive", folder], check=True)  # Python takes far longer
+
+
+@contextmanager
+def built(stage: str) -> Iterator[Image]:
+    """Build a stage; no index is named."""
+    with empty_folder() as folder:
+        yield Builder(folder, TORCH_INDEX="").build(stage)
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +156,51 @@ def test_train_image_knows_the_methods() -> None:
     assert "grown-direct" in shown.stdout
 
 
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Stack]:
+    """A stack of its own, whose image has the packages that run the tests instead of its own."""
+    with empty_folder() as folder:
+        image = Builder(folder).build("common")
+        (image.root / "opt").mkdir()
+        (image.root / "opt/backcast").symlink_to(Path(TOOLS).parent)
+        shutil.copytree(ROOT / "trainer", image.workdir / "trainer")
+        with running(image, tmp_path) as stack:
+            yield stack
+
+
+def test_first_version_comes_about_as_the_guide_says(trainer: Stack) -> None:
+    migrated = trainer.run(service="migrate")
+    assert migrated.returncode == 0, migrated.stderr
+    for line in _typed("trainer"):
+        done = trainer.run(*trainer.place(line).split(), service="trainer")
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    verified = trainer.run("verify")
+    assert verified.returncode == 0, verified.stderr
+    assert "vectors of 1 snapshots are what was registered" in verified.stdout
+    with open_registry(Settings.load(**_places(trainer))) as registry:
+        found = registry.deployments.live()
+        assert found is not None
+        assert (found.version, found.generation) == (0, 1)
+
+
 def test_serving_image_lacks_the_training_stack(image: Image) -> None:
     program = """if True:
         from importlib.util import find_spec
-        names = "service migrations torch trainer tests torch_geometric matplotlib pytest pip"
-        print(*(name for name in names.split() if find_spec(name)))
+        names = "service migrations torch trainer torch_geometric torchmetrics matplotlib"
+        print(*(name for name in [*names.split(), "tests", "pytest", "pip"] if find_spec(name)))
     """
     assert image.run(["python", "-c", program]).stdout.split() == ["service", "migrations", "torch"]
+
+
+def test_serving_image_is_as_large_as_the_guide_says(image: Image) -> None:
+    """But for torch, whose builds differ."""
+    said = re.search(r"`serve` takes (\d+) MiB", (ROOT / "docs/deployment.md").read_text())
+    assert said is not None
+    measure = ["du", "-sm", *(f"--exclude={name}" for name in ("torch", "nvidia", "triton"))]
+    taken = subprocess.run(
+        [*measure, image.root / "opt/backcast"], capture_output=True, text=True, check=True
+    )
+    assert abs(int(taken.stdout.split()[0]) - int(said[1])) < 0.05 * int(said[1])
 
 
 def test_serving_image_is_read_only_and_not_roots(image: Image) -> None:
@@ -413,12 +458,17 @@ def _places(stack: Stack) -> dict[str, Any]:
     return {name: (secrets / name).read_text() for name in ("database_url", "store_url")}
 
 
+def _typed(service: str) -> list[str]:
+    """Return the commands that the guide has a service run."""
+    lines = "".join(block.text for block in blocks("docs/deployment.md")).splitlines()
+    prefix = f"docker compose run --rm {service} "
+    return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+
+
 def _new_key(stack: Stack, scope: str) -> str:
     """Make a key as the guide does."""
-    lines = "".join(block.text for block in blocks("docs/deployment.md")).splitlines()
-    prefix = "docker compose run --rm backcast "
-    (line,) = (line for line in lines if line.startswith(prefix) and line.endswith(scope))
-    made = stack.run(*line.removeprefix(prefix).split())
+    (line,) = (line for line in _typed("backcast") if line.endswith(scope))
+    made = stack.run(*line.split())
     assert made.returncode == 0, made.stderr
     return made.stdout.strip()
 
