@@ -37,8 +37,10 @@ def test_too_many_batches_are_refused_and_singles_served(tmp_path: Path) -> None
     assert batches.shed + batches.served == 300
     assert (batches.shed > 0, batches.hasty, batches.other) == (True, 0, {})
     assert singles.statuses == {200: 100}
+    # Nothing for connections: those that are refused leave too soon to add up. The bound is 50 MiB;
+    # with the limits it grows by 10, without them by 130 to 330.
     rows = BATCH * sum(DIMS) * 4 / MIB
-    bound = (1 + WAITING) * (4 + rows) + (2 + WAITING) * 4 + 0.4 * 400
+    bound = (1 + WAITING) * (4 + rows) + (2 + WAITING) * 4
     assert after - before <= bound
 
 
