@@ -33,8 +33,8 @@ def test_runbooks_do_what_they_say(printed: list[str], tmp_path: Path) -> None:
     assert len(re.findall(r"transform.safetensors is registered but missing", text)) == 1
     assert "The registry's schema is at " in text
     assert '"live_version":1' in text
-    backup = [tmp_path / "backups", *(tmp_path / "backups").rglob("*")]
-    assert not [path for path in backup if path.stat().st_mode & 0o077]
+    backup = tmp_path / "backups" / "monday"  # into which nobody else can look
+    assert [path.stat().st_mode & 0o777 for path in (backup.parent, backup)] == [0o700] * 2
 
 
 def test_every_fault_has_its_runbook() -> None:
