@@ -1,11 +1,12 @@
-r"""Nothing is torn, wrong or lost: ``python benchmarks/soak.py --database-url … --store-url …``.
+r"""Nothing is torn, wrong, lost or late: ``python benchmarks/soak.py --database-url … …``.
 
 Real replicas, each a ``backcast serve`` of one worker, on a real PostgreSQL and a real Redis.
 Readers ask them for vectors of random versions, in every format, one and many at a time, some of
 them demanding one snapshot over many batches, and compare every vector with float64 arithmetic on
 what the state S.d that the answer names must hold. Meanwhile versions are promoted, rolled back and
-refreshed, ids upserted and erased, replicas and promoting processes killed, and the servers stopped
-for a while, where commands are given that do so.
+refreshed, ids upserted and erased, replicas and promoting processes killed, the Redis database
+emptied and filled again, and the servers stopped for a while, where commands are given that do so.
+A run of five minutes or more fails too where one of these never came about.
 
 ``make soak`` starts private servers and stops them now and then. On servers of your own, name an
 empty database (``backcast db upgrade`` made its schema) and an empty Redis database; shell commands
@@ -54,6 +55,18 @@ SETTLE_S = 3.0
 
 FORMATS = (JSON, ARROW, RAW)
 _FOLLOW_S = 0.03
+
+_ENOUGH_S = 300.0
+"""In a run of this length everything comes about."""
+
+_SWITCHES = ("promote", "refresh", "rollback")
+_CHANGES = ("acknowledged upsert", "acknowledged erasure")
+_FAULTS = (
+    "kill -9 of a replica",
+    "kill -9 of a command",
+    "SIGSTOP of a replica",
+    "flush of the store",
+)
 
 
 @dataclass(frozen=True)
@@ -180,6 +193,24 @@ def report(tally: Tally, seconds: float) -> None:
         print(example, file=sys.stderr)
 
 
+def left_out(tally: Tally, plan: Plan) -> list[str]:
+    """Return what never came about, of all that a run of some minutes is to see."""
+    faults = [*_FAULTS, *(f"stop of the {part}" for part in plan.outages)]
+    wanted: list[tuple[str, Counter[str], Sequence[str]]] = [
+        ("verified", tally.answers, FORMATS),
+        ("fault injected", tally.injected, faults),
+        ("switch", tally.switches, _SWITCHES),
+        ("change", tally.changes, _CHANGES),
+    ]
+    never = [
+        f"{what}: {kind}"
+        for what, counts, kinds in wanted
+        for kind in kinds
+        if not any(counted.startswith(kind) for counted in counts)
+    ]
+    return never if tally.converged else [*never, "replicas that followed a switch"]
+
+
 def _lines(what: str, counts: "Counter[str]") -> list[tuple[str, str]]:
     return [(f"{what}: {kind}", f"{count:,}") for kind, count in sorted(counts.items())]
 
@@ -250,7 +281,10 @@ def run(plan: Plan) -> int:
         started = time.monotonic()
         tally = soak(plan, Path(folder))
         report(tally, time.monotonic() - started)
-    return 0 if tally.clean else 1
+    never = left_out(tally, plan) if plan.seconds >= _ENOUGH_S else []
+    for what in never:
+        print(f"never, in {plan.seconds:.0f} s: {what}", file=sys.stderr)
+    return 0 if tally.clean and not never else 1
 
 
 def main() -> int:

@@ -3,6 +3,8 @@
 import multiprocessing
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from redis import Redis
 
 from backcast.errors import BackcastError
 from backcast.lifecycle import Order, Promote, Refresh, Rollback, open_backcast, run_order
@@ -20,15 +23,15 @@ from backcast.settings import Settings
 from backcast.versions import Entity
 from benchmarks.soak_checker import Fault, Finding, split
 from benchmarks.soak_ledger import Id
-from benchmarks.soak_readers import DATABASE, STORE, Field
-from benchmarks.soak_replicas import Replica
+from benchmarks.soak_readers import CONTENT, DATABASE, STORE, Field
+from benchmarks.soak_replicas import Replica, replica_environment
 from benchmarks.soak_world import Deployed
 
 CONVERGED_S = 2.0
-"""Within this time all replicas follow a promotion."""
+"""Within this time every replica that nothing disturbs follows a promotion."""
 
 _REASON = "soak"
-_FOLLOWED_S, _FINISHED_S, _LOOKED_S = 30.0, 60.0, 0.02
+_FOLLOWED_S, _FINISHED_S, _FILLED_S, _LOOKED_S = 30.0, 60.0, 60.0, 0.02
 _SPAWNER = multiprocessing.get_context("forkserver")
 _SPAWNER.set_forkserver_preload(["benchmarks.soak_acts", "redis", "psycopg"])
 
@@ -160,7 +163,7 @@ class Switcher:
 
     def _by_replica(self, path: str, body: Mapping[str, Any]) -> None:
         """Order a switch over HTTP, and wait for its operation, whoever may finish it."""
-        tally, replica = self._field.tally, self._random.choice(self._field.replicas)
+        tally, replica = self._field.tally, self._random.choice(self._field.told)
         try:
             response = self._http.post(f"{replica.url}{path}", json=body)
         except httpx2.TransportError:
@@ -179,7 +182,7 @@ class Switcher:
             time.sleep(0.1)
 
     def _is_finished(self, operation: str) -> bool:
-        replica = self._random.choice(self._field.replicas)
+        replica = self._random.choice(self._field.told)
         try:
             found = self._http.get(f"{replica.url}/admin/operations/{operation}")
         except httpx2.TransportError:
@@ -208,6 +211,7 @@ class Watcher:
 
     def __init__(self, field: Field, replica: Replica) -> None:
         self._field, self._replica = field, replica
+        self._starved: dict[str, float] = {}
         self.followed = 0
 
     def run(self) -> None:
@@ -217,7 +221,9 @@ class Watcher:
             live = self._field.world.live
             if waiting and waiting.generation < live.generation:
                 self._note_late(waiting)
-            waiting = live if live.generation > self.followed else None
+                waiting = None
+            if waiting is None and live.generation > self.followed:
+                waiting, self._starved = live, self._replica.starved()
             if waiting and self._follows(waiting):
                 self.followed, waiting = waiting.generation, None
 
@@ -227,7 +233,7 @@ class Watcher:
         if self._was_disturbed(live):
             return True
         if served is not None and served.startswith(f"{live.snapshot}."):
-            self._field.tally.followed(seconds)
+            self._note(live, seconds)
             return True
         if seconds < _FOLLOWED_S:
             return False
@@ -239,10 +245,22 @@ class Watcher:
         """Note a replica that had not followed a switch when the next one came."""
         seconds = time.monotonic() - live.seen_at
         if seconds > CONVERGED_S and not self._was_disturbed(live):
-            self._field.tally.followed(seconds)
+            self._note(live, seconds)
+
+    def _note(self, live: Deployed, seconds: float) -> None:
+        """Note how long it took; too long is a fault, unless for want of a core."""
+        self._field.tally.followed(seconds)
+        now = self._replica.starved()
+        starved = max((t - self._starved.get(name, 0.0) for name, t in now.items()), default=0.0)
+        if seconds - starved > CONVERGED_S:
+            text = (
+                f"{self._replica.name} followed {live.snapshot} after {seconds:.1f} s, "
+                f"{starved:.1f} s of them without a core"
+            )
+            self._field.tally.accuse([Finding(Fault.LATE, text)])
 
     def _was_disturbed(self, live: Deployed) -> bool:
-        parts = (DATABASE, STORE, self._replica.name)
+        parts = (DATABASE, STORE, CONTENT, self._replica.name)
         return self._field.absences.overlap(parts, live.seen_at, time.monotonic())
 
 
@@ -334,7 +352,7 @@ class Changer:
 
     def _send(self, method: str, body: Mapping[str, Any], what: str) -> dict[str, Any] | None:
         """Send a change to some replica; return the acknowledgement, if one comes."""
-        tally, replica = self._field.tally, self._random.choice(self._field.replicas)
+        tally, replica = self._field.tally, self._random.choice(self._field.told)
         try:
             response = self._http.request(method, f"{replica.url}/admin/embeddings", json=body)
         except httpx2.TransportError:
@@ -349,7 +367,7 @@ class Changer:
 
 
 class Breaker:
-    """Kills and stalls replicas, stops servers, one at a time."""
+    """Kills and stalls replicas, stops servers, empties the store, one at a time."""
 
     def __init__(
         self, field: Field, outages: Mapping[str, Outage], seed: int, pause_s: float
@@ -359,11 +377,17 @@ class Breaker:
         self._wanted: SimpleQueue[Replica] = SimpleQueue()
 
     def run(self) -> None:
-        """Break something until the soak stops; every kind comes once in a while."""
+        """Break something until the soak stops; every kind comes once in a while.
+
+        Nothing is broken before the replicas have followed a first switch, so that there is one.
+        """
+        while not self._field.tally.converged:
+            if self._field.stopping.wait(_LOOKED_S):
+                return
         kinds: list[Callable[[], None]] = []
         while not self._field.stopping.is_set():
             if not kinds:
-                kinds = [self._kill_any, self._stall, self._kill_any]
+                kinds = [self._kill_any, self._stall, self._kill_any, self._empty]
                 kinds += [partial(self._stop, part) for part in self._outages]
                 self._random.shuffle(kinds)
             try:
@@ -400,3 +424,36 @@ class Breaker:
             self._outages[part].stop()
             time.sleep(self._random.uniform(0.3, 3))
             self._outages[part].start()
+
+    def _empty(self) -> None:
+        """Empty the store, and fill it again as an operator would."""
+        world, tally = self._field.world, self._field.tally
+        tally.count(tally.injected, "flush of the store")
+        with self._field.absences.of(CONTENT):
+            world.note_emptied()
+            with Redis.from_url(world.settings.store_url) as server:
+                server.flushdb()
+            time.sleep(self._random.uniform(0.3, 2))
+            if not self._fill():
+                text = "the store was emptied, and no promotion fills it again"
+                tally.accuse([Finding(Fault.LOST, text)])
+            world.note_emptied()
+
+    def _fill(self) -> bool:
+        """Promote what is live until every replica serves; return whether all do in time."""
+        deadline = time.monotonic() + _FILLED_S
+        while not all(replica.serves() for replica in self._field.replicas):
+            if time.monotonic() > deadline:
+                return False
+            self._promote_live()
+        return True
+
+    def _promote_live(self) -> None:
+        """Fill the store with what is live; refused where another switch is on, or comes first."""
+        version = str(self._field.world.live.version)
+        subprocess.run(
+            [sys.executable, "-m", "backcast", "promote", version, "--expected-live", version],
+            env=replica_environment(self._field.world.settings),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )

@@ -20,11 +20,13 @@ class Fault(StrEnum):
     TORN: right for another state than the one that the answer names.
     WRONG: right for none, or an error that the state does not give.
     LOST: an acknowledged change is not there, or there is no verdict at all.
+    LATE: a replica that nothing disturbed did not follow a switch in time.
     """
 
     TORN = "torn"
     WRONG = "wrong"
     LOST = "lost"
+    LATE = "late"
 
 
 @dataclass(frozen=True)

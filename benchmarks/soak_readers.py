@@ -34,7 +34,7 @@ JSON, ARROW, RAW = (
     "application/vnd.apache.arrow.stream",
     "application/octet-stream",
 )
-DATABASE, STORE = "database", "store"
+DATABASE, STORE, CONTENT = "database", "store", "content of the store"
 _LARGEST = 150
 _PAUSE_S = 0.01  # what the readers leave of the machine is the replicas'
 _LEDGER_S = 30.0  # until a state that an answer names must be in the registry
@@ -43,8 +43,8 @@ _ANSWER_S = 20.0
 ABSENT: dict[str, tuple[str, ...]] = {
     "registry-error": (DATABASE,),
     "store-error": (STORE,),
-    "snapshot-not-loaded": (),
-    "not-ready": (DATABASE, STORE),
+    "snapshot-not-loaded": (CONTENT,),
+    "not-ready": (DATABASE, STORE, CONTENT),
 }
 """Which part must be away, or the replica itself, for a 503 of each kind."""
 
@@ -59,6 +59,14 @@ class Field:
     absences: Absences
     headers: dict[str, str]
     stopping: Event
+
+    @property
+    def told(self) -> Sequence[Replica]:
+        """Those that changes, orders and demands go to, from which they learn what is live.
+
+        The last one is told nothing: it must look for itself.
+        """
+        return self.replicas[:-1] or self.replicas
 
 
 class Reader:
@@ -91,7 +99,8 @@ class Reader:
         name = self._random.choice([answer.snapshot, split(answer.snapshot)[0]])
         for _ in range(self._random.randint(3, 8)):
             asked = replace(self._question(several=True), expected=name)
-            if self.ask(asked, self._format(), self._replica()) is None:
+            replica = self._random.choice(self._field.told)
+            if self.ask(asked, self._format(), replica) is None:
                 return
 
     def _question(self, *, several: bool = False) -> Question:
@@ -173,7 +182,10 @@ class Reader:
         tally = self._field.tally
         if status == 503:
             parts = (*ABSENT.get(code, ()), replica.name)
-            if self._field.absences.overlap(parts, started, time.monotonic()):
+            gone = code == "snapshot-not-loaded" and self._field.world.may_be_gone(
+                asked.expected or ""
+            )
+            if gone or self._field.absences.overlap(parts, started, time.monotonic()):
                 tally.count(tally.allowed, f"503 {code}")
                 time.sleep(0.02)
             else:
@@ -189,7 +201,7 @@ class Reader:
                 tally.accuse([Finding(Fault.WRONG, f"{status} {code}: {problem['detail']}")])
 
     def _judge_mismatch(self, asked: Question, problem: dict[str, Any]) -> list[Finding]:
-        """A demand is refused only where ids were changed since, or the snapshot is swept."""
+        """A demand is refused only where ids were changed since, or the snapshot is gone."""
         world = self._field.world
         try:
             world.follow()
@@ -198,7 +210,8 @@ class Reader:
         assert asked.expected is not None
         snapshot, _, delta = asked.expected.partition(".")
         head = world.ledger.head(snapshot)
-        if snapshot in world.condemned or (delta and int(delta) < head):
+        gone = snapshot in world.condemned or world.may_be_gone(snapshot)
+        if gone or (delta and int(delta) < head):
             return []
         return [Finding(Fault.WRONG, f"{problem['detail']} It is at {snapshot}.{head}.")]
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -65,6 +66,19 @@ class Replica:
         except httpx2.TransportError:
             return None
         return str(answer.json()["snapshot"]) if answer.status_code == 200 else None
+
+    def starved(self) -> dict[str, float]:
+        """Return the seconds that each of its threads could run and had no core, as Linux says."""
+        if self._running is None:
+            return {}
+        threads = Path(f"/proc/{self._running.pid}/task")
+        found: dict[str, float] = {}
+        with suppress(OSError):  # it has ended
+            for thread in os.listdir(threads):
+                with suppress(OSError):  # that thread has
+                    said = (threads / thread / "schedstat").read_text()
+                    found[thread] = int(said.split()[1]) / 1e9  # it ran, waited, how often
+        return found
 
     def kill(self) -> None:
         """Kill it outright."""

@@ -54,7 +54,7 @@ class Tally:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was torn, wrong or lost."""
+        """Whether nothing was torn, wrong, lost or late."""
         return not self.faults.total()
 
 

@@ -89,6 +89,7 @@ class World:
         self.history: list[Deployed] = []
         self.erased: frozenset[Id] = frozenset()
         self.condemned: frozenset[str] = frozenset()
+        self.emptied: frozenset[str] = frozenset()
         self.population: list[Id] = [
             *((Entity.ITEM, f"item {n}/é") for n in range(ITEMS)),
             *((Entity.USER, f"user {n}") for n in range(USERS)),
@@ -132,6 +133,19 @@ class World:
                 yield
             finally:
                 self.look()
+
+    def note_emptied(self) -> None:
+        """Note that the store may have lost all that there is but what is live."""
+        self.look()
+        self.emptied = frozenset(self.ledger.snapshots())
+
+    def may_be_gone(self, name: str) -> bool:
+        """Return whether a snapshot, S or S.d, went with an emptied store and is not filled again.
+
+        Only what is live is.
+        """
+        snapshot = name.partition(".")[0]
+        return snapshot in self.emptied and snapshot != self.live.snapshot
 
     def look(self) -> None:
         """Follow; wait for a database that is away."""

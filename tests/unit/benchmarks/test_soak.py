@@ -1,6 +1,9 @@
 """The soak's checker finds what it is there to find, and accuses nobody of what is right."""
 
+import os
+import sys
 import time
+from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import cast
@@ -10,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from backcast.versions import Entity
-from benchmarks.soak_acts import Watcher
+from benchmarks.soak import Plan, left_out
+from benchmarks.soak_acts import CONVERGED_S, Outage, Watcher
 from benchmarks.soak_checker import (
     Answer,
     Fault,
@@ -260,15 +264,24 @@ def test_tally_is_clean_until_somebody_is_accused() -> None:
 
 
 class Serving:
-    """A replica that serves one state until some time, and another from then on."""
+    """A replica that serves one state until some time, and another from then on.
 
-    def __init__(self, name: str, after: float, *, stalled: bool = False) -> None:
+    It has no core for a share of the time.
+    """
+
+    def __init__(
+        self, name: str, after: float, *, stalled: bool = False, starved: float = 0.0
+    ) -> None:
         self.name, self._until, self._stalled = name, time.monotonic() + after, stalled
+        self._share = starved
 
     def serves(self) -> str:
         if self._stalled:
             time.sleep(1.0)
         return f"{OLD}.0" if time.monotonic() < self._until else f"{NEW}.0"
+
+    def starved(self) -> dict[str, float]:
+        return {"loop": 100 + self._share * time.monotonic(), "idle": 7.0}
 
 
 def test_a_replica_is_timed_from_the_switch_on_whatever_the_others_do() -> None:
@@ -314,3 +327,59 @@ def test_a_replica_that_was_disturbed_is_not_timed_and_one_that_was_overtaken_is
     thread.join()
     [overtaken] = tally.converged
     assert 5 < overtaken < 6
+    assert tally.faults == {Fault.LATE: 1}
+
+
+@pytest.mark.parametrize(("starved", "faults"), [(0.0, {Fault.LATE: 1}), (0.95, {})])
+def test_a_replica_is_late_after_the_bound_unless_it_had_no_core(
+    starved: float, faults: dict[Fault, int]
+) -> None:
+    tally = Tally()
+    world = SimpleNamespace(live=SimpleNamespace(generation=1, snapshot=OLD, seen_at=0.0))
+    field = SimpleNamespace(
+        world=world, tally=tally, absences=Absences(settle_s=0), stopping=Event()
+    )
+    replica = Serving("slow", CONVERGED_S + 0.3, starved=starved)
+    watcher = Watcher(cast("Field", field), cast("Replica", replica))
+    thread = Thread(target=watcher.run)
+    thread.start()
+    time.sleep(0.1)
+    world.live = SimpleNamespace(generation=2, snapshot=NEW, seen_at=time.monotonic())
+    while watcher.followed < 2:
+        time.sleep(0.01)
+    field.stopping.set()
+    thread.join()
+    [seconds] = tally.converged
+    assert CONVERGED_S < seconds < CONVERGED_S + 1
+    assert tally.faults == faults
+    assert all("slow followed v3-new after 2." in text for text in tally.examples)
+
+
+def test_a_replica_says_how_long_it_had_no_core(tmp_path: Path) -> None:
+    """Two processes that want the same core: each waits about half of the time."""
+    replica = Replica(0, os.environ, tmp_path)
+    assert replica.starved() == {}
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os\nos.sched_setaffinity(0, {{{core}}})\nos.fork()\nwhile True: pass"
+    replica._command = [sys.executable, "-c", spin]
+    replica.start()
+    try:
+        deadline = time.monotonic() + 10
+        while max(replica.starved().values(), default=0.0) < 0.2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        replica.kill()
+    assert replica.starved() == {}
+
+
+def test_what_never_came_about_is_named() -> None:
+    tally, plan = Tally(), Plan(300, "", "", outages={"store": Outage(int, int)})
+    for what in left_out(tally, plan):
+        kind = what.partition(": ")[2]
+        for counter in (tally.answers, tally.injected, tally.switches, tally.changes):
+            tally.count(counter, kind)
+    tally.followed(0.1)
+    assert left_out(tally, plan) == []
+    del tally.injected["stop of the store"], tally.switches["rollback"]
+    assert left_out(tally, plan) == ["fault injected: stop of the store", "switch: rollback"]
