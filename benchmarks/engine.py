@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,10 +25,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from backcast.cli.output import print_table
-from backcast.versions import Entity
+from backcast.versions import Entity, Key
 from benchmarks.measuring import machine
 from service.app import create_app
 from service.engine import Engine, Snapshot
+from service.state import State
+from service.usage import UsageMeter
 from service.wire import Format
 from tests.support import Home, build_home
 
@@ -47,6 +50,8 @@ def main() -> None:
         rows = [engine_row(snapshot, [f"item {n}" for n in ids[:count]]) for count in COUNTS]
         print_table(["ids", "stored", "lookup and gather", "composed", "product"], rows)
         print_table(["one request, CPU µs", "JSON", "raw", "304"], asyncio.run(request_rows(home)))
+        head = ["one request, stored, raw, CPU µs", "median", "to uncounted"]
+        print_table(head, asyncio.run(counting_rows(home)))
 
 
 @contextmanager
@@ -120,6 +125,48 @@ async def request_micros(
             await answered(app, scope)
         lowest = min(lowest, (time.thread_time() - started) / len(scopes))
     return f"{1e6 * lowest:.0f}"
+
+
+class Uncounted(UsageMeter):
+    """Counts nothing."""
+
+    def count(self, caller: Key | None, version: int, vectors: int) -> None: ...
+
+
+async def counting_rows(home: Home) -> list[list[str]]:
+    """Return what a GET costs with its usage counted and without, asked in turn.
+
+    The notes are added up elsewhere, by a thread that writes them; this is a line of its own.
+    """
+    app = create_app(home.settings)
+    async with app.router.lifespan_context(app) as states:
+        assert states is not None
+        counted: State = states["service"]
+        uncounted = replace(counted, usage=Uncounted(home.backcast.registry.usage))
+        asked = {"uncounted": uncounted, "counted": counted}
+        seconds: dict[str, list[float]] = {name: [] for name in asked}
+        until = time.perf_counter() + 8.0
+        while time.perf_counter() < until:
+            for name, state in asked.items():
+                scopes = [scope_of({"service": state}, Format.RAW, STORED) for _ in range(200)]
+                started = time.thread_time()
+                for scope in scopes:
+                    await answered(app, scope)
+                seconds[name].append((time.thread_time() - started) / len(scopes))
+    without = float(np.median(seconds["uncounted"]))
+    rows = [(name, float(np.median(found))) for name, found in seconds.items()]
+    rows.append(("adding up one note, elsewhere", adding_seconds(home)))
+    return [[name, f"{1e6 * one:.2f}", f"{one / without:.3f}"] for name, one in rows]
+
+
+def adding_seconds(home: Home) -> float:
+    """Return the CPU time that one note takes to be added up and written, of 100,000."""
+    meter = UsageMeter(home.backcast.registry.usage)
+    for _ in range(100_000):
+        meter.count(None, STORED, 1)
+    started = time.thread_time()
+    meter.flush()
+    return (time.thread_time() - started) / 100_000
 
 
 def scope_of(
