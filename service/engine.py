@@ -158,7 +158,7 @@ class Snapshot:
     @property
     def name(self) -> str:
         """S.d: the snapshot, and the last delta on it."""
-        return f"{self.live.snapshot}.{self.live.delta}"
+        return self.live.name
 
     def with_endings(self, versions: Mapping[int, Version]) -> "Snapshot":
         """Return the snapshot with what was deprecated or retired meanwhile on its chain."""

@@ -401,8 +401,8 @@ def infer(
                     most_changed=settings.max_changed,
                     expected_live=inferred.version,
                 )
-                recorded.found["snapshot"] = f"{live.snapshot}.{live.delta}"
-    snapshot = None if live is None else f"{live.snapshot}.{live.delta}"
+                recorded.found["snapshot"] = live.name
+    snapshot = None if live is None else live.name
     if as_json:
         document = {"version": inferred.version, "vectors": inferred.counts, "snapshot": snapshot}
         print_json({**document, "out": None if out is None else str(out)})

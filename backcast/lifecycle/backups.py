@@ -146,7 +146,7 @@ def _settle(copied: Backcast) -> None:
 
 def _live(registry: Registry) -> str | None:
     live = registry.deployments.live()
-    return None if live is None else f"{live.snapshot}.{live.delta}"
+    return None if live is None else live.name
 
 
 def _stored(backcast: Backcast, copy: Registry) -> dict[str, Precision]:

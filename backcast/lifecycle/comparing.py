@@ -77,7 +77,7 @@ class Compared:
             "version": self.version,
             "snapshot": f"{self.snapshot}.{self.delta}",
             "live_version": self.live.version,
-            "baseline": f"{self.live.snapshot}.{self.live.delta}",
+            "baseline": self.live.name,
             **self.diff.document(),
         }
 

@@ -70,7 +70,7 @@ def export(
     changes = read_changes(backcast.artifacts, deltas)
     composed = load_chain(catalog, backcast.artifacts, live.version)[version]
     apply = _in_float32(composed) if version != live.version else (lambda vectors: vectors)
-    name = f"{live.snapshot}.{live.delta}"
+    name = live.name
     batches = changed_batches(read_snapshot(backcast.artifacts, record), changes)
     mapped = (
         VectorBatch(batch.entity, batch.ids, apply(batch.vectors))

@@ -61,7 +61,7 @@ def move(
         read = source.registry.copy_to(target.registry, still=still, finish=finish)
     rows = sum(table.rows for table in read.values())
     live = target.registry.deployments.live()
-    name = None if live is None else f"{live.snapshot}.{live.delta}"
+    name = None if live is None else live.name
     return Copied(name, rows, len(files), sum(file.size for file in files), vectors)
 
 

@@ -171,7 +171,7 @@ class Outcome:
         """Return the operation's result."""
         return {
             "live_version": self.live.version,
-            "snapshot": f"{self.live.snapshot}.{self.live.delta}",
+            "snapshot": self.live.name,
             "stored": None if self.rounding is None else asdict(self.rounding),
         }
 

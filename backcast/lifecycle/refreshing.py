@@ -70,7 +70,7 @@ def compact(
     record = registry.snapshots.get(live.snapshot)
     details = registry.snapshots.details(live.snapshot)
     details.pop("put", None)  # that of the new one is its own
-    details["compacted"] = f"{live.snapshot}.{live.delta}"
+    details["compacted"] = live.name
     # What was put is left out here, and taken over as by every publication.
     folding = Folding.of(registry, artifacts, live, base.erased)
     rows = folding.computed(read_snapshot(artifacts, record))
@@ -91,7 +91,7 @@ def is_compacted(backcast: Backcast) -> bool:
     if live is None or newest is None:
         return False
     noted = backcast.registry.snapshots.details(newest.id).get("compacted")
-    return bool(noted == f"{live.snapshot}.{live.delta}")
+    return bool(noted == live.name)
 
 
 def _demand_live(live: Live | None, expected: int | None) -> Live:

@@ -61,7 +61,7 @@ class ErasureReport:
         return {
             "entity": str(self.entity),
             "erased": self.ids,
-            "snapshot": f"{self.live.snapshot}.{self.live.delta}" if self.live else None,
+            "snapshot": self.live.name if self.live else None,
             "live_version": self.live.version if self.live else None,
             "unknown": list(self.unknown),
             "held_by": [asdict(holder) for holder in self.holders],

@@ -60,7 +60,7 @@ class RollbackPlan:
         """Return the plan as a JSON document."""
         return {
             "live_version": self.live.version,
-            "live_snapshot": f"{self.live.snapshot}.{self.live.delta}",
+            "live_snapshot": self.live.name,
             "version": self.version,
             "snapshot": self.snapshot,
             "servable_versions": list(self.servable),

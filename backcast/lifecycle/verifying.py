@@ -98,7 +98,7 @@ def _look(backcast: Backcast, report: Report) -> Verified:
     if live is not None and live.snapshot not in held:
         where = SnapshotNotLoaded(live.snapshot, "in use").message
         faults.append(f"{where} Run `backcast promote {live.version}`.")
-    served = None if live is None else f"{live.snapshot}.{live.delta}"
+    served = None if live is None else live.name
     size = sum(file.size for file in files)
     return Verified(served, len(files), size, tuple(held), vectors, tuple(faults))
 

@@ -40,7 +40,7 @@ def home(shell: Shell) -> Iterator[Home]:
 def name(home: Home) -> str:
     live = home.backcast.registry.deployments.live()
     assert live is not None
-    return f"{live.snapshot}.{live.delta}"
+    return live.name
 
 
 def put(shell: Shell, home: Home, ids: list[str], entity: Entity, *options: str) -> Any:

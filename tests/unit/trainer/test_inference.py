@@ -172,7 +172,7 @@ def test_command(
     assert json.loads(every.output) == {
         "version": 1,
         "vectors": {str(entity): len(rows) for entity, rows in made.items()},
-        "snapshot": f"{live.snapshot}.{live.delta}",
+        "snapshot": live.name,
         "out": "all.pq",
     }
     assert live.delta == 4
