@@ -409,9 +409,7 @@ class CancellationRequest(RequestDocument):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "roll back first"}]})
 
-    reason: str | None = Field(
-        default=None, min_length=1, max_length=2000, description="Why; kept with the operation."
-    )
+    reason: Reason | None = Field(default=None, description="Why; kept with the operation.")
 
 
 class OperationDocument(Document):

@@ -248,6 +248,7 @@ REASONED = [
     ("retire", "retire 0"),
     ("promote", "promote 2"),
     ("rollback", "rollback"),
+    ("cancel", "operations 0f --cancel"),
     ("refresh", "refresh"),
     ("gc", "gc"),
     ("train", "train --data shop --until 1 --parent 9"),

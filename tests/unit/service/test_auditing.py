@@ -227,6 +227,7 @@ REASONED: dict[str, tuple[str, dict[str, Any] | None]] = {
     "promote_version": ("/admin/versions/2/promote", {"expected_live": 1}),
     "refresh_version": ("/admin/versions/1/refresh", {"expected_live": 1}),
     "roll_back": ("/admin/rollback", {"expected_live": 1}),
+    "cancel_operation": ("/admin/operations/0f/cancel", {}),
     "put_embeddings": ("/admin/embeddings", {"ids": ["item 1"], "vectors": [VECTOR]}),
     "delete_embeddings": ("/admin/embeddings", {"ids": ["item 1"]}),
     "deprecate_version": ("/admin/versions/0/deprecate", {"sunset_at": "2099-01-31T00:00:00Z"}),
@@ -239,22 +240,24 @@ REASONED: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 
 
+def ask(client: TestClient, name: str, reason: str, headers: Any = None) -> Any:
+    """Ask an endpoint for its act."""
+    [route] = [route for route in ROUTES if route.name == name]
+    [method] = route.methods or {"GET"}
+    path, body = REASONED[name]
+    if body is None:
+        return client.request(method, path, params={"reason": reason}, headers=headers)
+    return client.request(method, path, json={**body, "reason": reason}, headers=headers)
+
+
 class TestReasons:
     """Every act takes one, of the same length."""
-
-    def ask(self, client: TestClient, name: str, reason: str) -> Any:
-        [route] = [route for route in ROUTES if route.name == name]
-        [method] = route.methods or {"GET"}
-        path, body = REASONED[name]
-        if body is None:
-            return client.request(method, path, params={"reason": reason})
-        return client.request(method, path, json={**body, "reason": reason})
 
     @pytest.mark.parametrize("name", ACTS)
     def test_reason_of_an_act_is_kept(self, home: Home, client: TestClient, name: str) -> None:
         reason = "it was agreed, " * 133 + "again"
         assert len(reason) == 2000
-        response = self.ask(client, name, reason)
+        response = ask(client, name, reason)
         assert response.status_code in {200, 201, 202, 404, 409}, response.text
         [act] = acts(home)
         assert (act.act, act.reason) == (ACTS[name], reason)
@@ -262,7 +265,7 @@ class TestReasons:
     @pytest.mark.parametrize("name", ACTS)
     @pytest.mark.parametrize("reason", ["", "x" * 2001], ids=["none", "too long"])
     def test_what_is_none_is_refused(self, client: TestClient, name: str, reason: str) -> None:
-        assert self.ask(client, name, reason).status_code == 422
+        assert ask(client, name, reason).status_code == 422
 
     def test_beside_an_arrow_stream_it_stands_in_the_query(
         self, home: Home, client: TestClient
@@ -379,30 +382,13 @@ def test_log_is_read_over_http(home: Home, client: TestClient) -> None:
         assert client.get(f"/admin/audit?{query}").status_code == 422
 
 
-ORDERS: dict[str, Any] = {
-    "promote_version": {"expected_live": 0},
-    "refresh_version": {"expected_live": 0},
-    "roll_back": {"expected_live": 0, "reason": "worse"},
-    "put_embeddings": {"ids": ["ann"], "vectors": [[1.0] * 6]},
-    "delete_embeddings": {"ids": ["ann"]},
-    "deprecate_version": {"sunset_at": "2099-01-31T00:00:00Z"},
-    "withdraw_version_deprecation": None,
-    "retire_version": {"reason": "old"},
-    "pin_consumer": {"pin": 1},
-    "create_key": {"consumer": "ads"},
-    "rotate_key": {},
-    "revoke_key": {},
-}
-
-
 @pytest.mark.parametrize("name", ACTS)
 def test_act_is_called_the_same_whether_it_is_begun_or_not(
     home: Home, client: TestClient, name: str
 ) -> None:
-    method, path = called(next(route for route in ROUTES if route.name == name))
     reader = bearer(secret_of(home, Scope.READ))
-    assert client.request(method, path, headers=reader, json=ORDERS[name]).status_code == 403
-    client.request(method, path, json=ORDERS[name])
+    assert ask(client, name, "agreed", reader).status_code == 403
+    ask(client, name, "agreed")
     begun, refused = acts(home)
     assert (begun.act, refused.code) == (refused.act, "forbidden")
     assert begun.code not in {"forbidden", "invalid-input"}  # it is the endpoint that tells of it
