@@ -43,6 +43,7 @@ FIRST_CUT, STEP = 0.5, 0.1
 TASK = ITEM_RATING_AVG
 _MARK = ".made-by-backcast-demo"
 _START_SECONDS = 60.0
+_COLLECTION_SECONDS = 60.0
 _NO_USERS = torch.empty(0, 0)
 
 Say = Callable[[str], None]
@@ -283,8 +284,19 @@ class _Story:
         return torch.from_numpy(items)
 
     def _bytes_stored(self) -> int:
+        self._await_collection()
         store = open_store(self._settings)
         return sum(store.open(snapshot).size for snapshot in store.snapshots())
+
+    def _await_collection(self) -> None:
+        """Wait until the service has deleted what was live before: within moments, as nothing asks
+        for it any more.
+        """
+        give_up = time.monotonic() + _COLLECTION_SECONDS
+        while len(self._registry.snapshots.undeleted()) > 1:
+            if time.monotonic() > give_up:
+                raise ServiceError("The service does not delete what is over its grace period.")
+            time.sleep(0.05)
 
     def _bytes_keep_all(self, k: int) -> int:
         until = self._cut(k)
