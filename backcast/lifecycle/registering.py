@@ -115,8 +115,12 @@ def publish(
     if last is not None:
         record = replace(record, base_snapshot=last.snapshot, base_delta=last.delta)
     details = {**details, **_noted(artifacts, folding, record)}
-    with _kept(registry, base.live):
-        return _register(registry, artifacts, record, details, base)
+    try:
+        with _kept(registry, base.live):
+            return _register(registry, artifacts, record, details, base)
+    except Conflict:  # it is registered nowhere, and never will be
+        artifacts.delete(record.folder)
+        raise
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from backcast.errors import UnknownSnapshot
+from backcast.errors import Conflict, UnknownSnapshot
 from backcast.registry import tables
 from backcast.registry.database import Database, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
@@ -33,17 +33,21 @@ class Snapshots:
 
         It is the newest of its version from then on, whatever the clocks of those who wrote the
         others said. ``erased`` is what they leave out, or was thought of in ``drafts``; so were
-        erasures on what was ``live`` when they were begun, up to its delta.
+        erasures on what was ``live`` when they were begun, up to its delta. With neither, nothing
+        is asked.
 
         Raises:
             StateMoved: there is a later erasure, or was one; nothing was written.
+            Conflict: whether there was one cannot be told any more; nothing was written.
         """
         values = {field: getattr(record, field) for field in _FIELDS}
         values["counts"] = dict(record.counts)
         with self._db.write() as connection:
             take_turn(connection)
-            if erased is not None and last_erasure(connection) > erased.number:
-                raise StateMoved
+            if erased is not None:
+                if last_erasure(connection) > erased.number:
+                    raise StateMoved
+                _demand_told(connection, live)
             if live is not None and _last_erasure_on(connection, live.snapshot) > live.delta:
                 raise StateMoved
             values["created_at"] = _after_all_others(connection, record)
@@ -128,6 +132,23 @@ class Snapshots:
                 .where(tables.snapshots.c.id == id)
                 .values(deleted_at=utc_now())
             )
+
+
+def _demand_told(connection: Connection, live: Live | None) -> None:
+    """Raise Conflict unless what was live has been told of every erasure since.
+
+    The list of erasures forgets whoever was put again, so nothing else tells of those.
+    """
+    condemned = tables.snapshots.c.condemned_at
+    if live is None:
+        untold = connection.scalar(select(tables.live.c.snapshot)) is not None
+        why = "A version went live while these vectors were made, for the first time"
+    else:
+        its = tables.snapshots.c.id == live.snapshot
+        untold = connection.scalar(select(condemned).where(its)) is not None
+        why = f"Snapshot {live.snapshot}, live when these vectors were begun, is deleted by now"
+    if untold:
+        raise Conflict(f"{why}, so that who was erased meanwhile is not known. Publish again.")
 
 
 def _last_erasure_on(connection: Connection, snapshot: str) -> int:

@@ -189,16 +189,17 @@ class TestErasures:
         assert registry.erasures.all().digests == {Entity.ITEM: {many[-1]}}
 
     def test_later_erasure_keeps_a_snapshot_from_being_registered(self, registry: Registry) -> None:
-        seen = registry.erasures.all()
+        seen, begun = registry.erasures.all(), live(registry)
         erase(registry, A)
         record = SnapshotRecord("s2", 1, 4, {"item": 3}, "snapshots/s2", "c" * 64, 0, utc_now())
         with pytest.raises(StateMoved):
-            registry.snapshots.register(record, {}, erased=seen)
+            registry.snapshots.register(record, {}, erased=seen, live=begun)
         with pytest.raises(UnknownSnapshot):
             registry.snapshots.get("s2")
         end = draft("end-s2", DeltaKind.ERASE)
         now = registry.erasures.all()
-        registry.snapshots.register(record, {"dataset": "shop"}, erased=now, drafts=[end])
+        about = {"dataset": "shop"}
+        registry.snapshots.register(record, about, erased=now, live=live(registry), drafts=[end])
         assert registry.snapshots.get("s2").head == 1
         assert registry.snapshots.details("s2") == {"dataset": "shop"}
         assert [d.file for d in registry.deltas.of("s2")] == [end.file]
@@ -254,10 +255,10 @@ class TestErasures:
             record = SnapshotRecord(
                 f"n{n}", 1, 4, {"item": 3}, f"snapshots/n{n}", "c" * 64, 0, utc_now()
             )
-            seen = registry.erasures.all()
+            seen, begun = registry.erasures.all(), live(registry)
             barrier.wait()
             try:
-                registry.snapshots.register(record, {}, erased=seen)
+                registry.snapshots.register(record, {}, erased=seen, live=begun)
             except StateMoved:
                 later = draft(f"late-{n}", DeltaKind.ERASE)
                 registry.snapshots.register(record, {}, drafts=[later])

@@ -405,6 +405,41 @@ class TestErasedAndPutAgain:
         assert {"kept", "item 3"} <= set(found)
         assert not {"back", "item 1", "item 2"} & set(found)
 
+    def test_vectors_are_refused_where_it_is_not_known_any_more(self, home: Home) -> None:
+        backcast = home.backcast
+
+        def meanwhile() -> Iterator[VectorBatch]:
+            yield from batches(home.vectors[2])
+            home.publish(1, seed=5)
+            refresh(backcast, actor="ann")
+            sweep(backcast, timedelta(0))  # what was live when these were begun
+            remove(home, ["item 3"])
+            put(home, ["item 3"], seed=2)
+
+        begun = live(home).snapshot
+        folders = backcast.artifacts.folders().keys()
+        with pytest.raises(Conflict, match=rf"^Snapshot {begun}, live when .* Publish again\.$"):
+            publish(backcast.registry, backcast.artifacts, 2, meanwhile(), details={})
+        left = {name for name in backcast.artifacts.folders() if name.startswith("snapshots/v2")}
+        assert left == {name for name in folders if name.startswith("snapshots/v2")}
+        record = home.publish(2, seed=6)  # again: these are from after the erasure
+        assert record.id in {s.id for s in backcast.registry.snapshots.undeleted()}
+
+    def test_and_where_nothing_was_live_when_they_were_begun(
+        self, tmp_path: Path, backends: dict[str, Any]
+    ) -> None:
+        with build_home(tmp_path, **backends) as home:
+
+            def meanwhile() -> Iterator[VectorBatch]:
+                yield from batches(home.vectors[1])
+                home.promote(0)
+                remove(home, ["item 3"])
+                put(home, ["item 3"], seed=2)
+
+            registry, artifacts = home.backcast.registry, home.backcast.artifacts
+            with pytest.raises(Conflict, match=r"^A version went live while .* Publish again\.$"):
+                publish(registry, artifacts, 1, meanwhile(), details={})
+
     def test_is_there_with_the_new_vector_where_it_was_put_on_the_same_version(
         self, home: Home
     ) -> None:
