@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -43,7 +44,15 @@ def _whole(number: object) -> object:
 
 
 VersionName = Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
-Reason = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+def _sayable(reason: str) -> str:
+    if "\0" in reason:
+        raise ValueError("no database keeps a NUL")
+    return reason
+
+
+Reason = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_sayable)]
 """Why something is done, in a person's words."""
 
 KEPT = "Why; kept in the audit log."

@@ -13,6 +13,7 @@ from backcast.errors import (
     UnknownDeployment,
     VersionRetired,
 )
+from backcast.logs import redact
 from backcast.registry import tables
 from backcast.registry.database import Database, clock, take_turn, utc_now
 from backcast.registry.deltas import StateMoved, append_deltas
@@ -258,7 +259,7 @@ def _record(connection: Connection, change: Switch, after: Live) -> int:
             delta=after.delta,
             from_delta=change.seen.delta if change.seen else None,
             actor=change.actor,
-            reason=change.reason,
+            reason=change.reason and redact(change.reason),
             forced=change.forced,
             gates=dict(change.gates or {}),
             operation=None if change.operation is None else change.operation.id,

@@ -15,7 +15,7 @@ from backcast.errors import (
 )
 from backcast.registry import tables
 from backcast.registry.database import Database, utc_now
-from backcast.registry.versions import hold_version, read_versions
+from backcast.registry.versions import hold_version, read_versions, set_note
 from backcast.versions import Lineage, Version, VersionState
 
 
@@ -34,7 +34,8 @@ class Retirements:
         with self._db.write() as connection:
             version = _served(connection, number)
             since = version.deprecated_at or utc_now()
-            _set(connection, number, deprecated_at=since, sunset_at=sunset_at, note=reason)
+            _set(connection, number, deprecated_at=since, sunset_at=sunset_at)
+            set_note(connection, [number], reason)
             return hold_version(connection, number)
 
     def withdraw(self, number: int) -> Version:
@@ -45,7 +46,8 @@ class Retirements:
         """
         with self._db.write() as connection:
             if _served(connection, number).deprecated_at is not None:
-                _set(connection, number, deprecated_at=None, sunset_at=None, note=None)
+                _set(connection, number, deprecated_at=None, sunset_at=None)
+                set_note(connection, [number], None)
             return hold_version(connection, number)
 
     def retire(
@@ -72,13 +74,8 @@ class Retirements:
                 )
             if not forced:
                 _demand_unused(connection, version, unused_since)
-            _set(
-                connection,
-                number,
-                state=VersionState.RETIRED,
-                retired_at=utc_now(),
-                note=reason or version.note,
-            )
+            _set(connection, number, state=VersionState.RETIRED, retired_at=utc_now())
+            set_note(connection, [number], reason or version.note)
             return hold_version(connection, number)
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from backcast.errors import DimensionMismatch, InvalidInput, UnknownVersion
+from backcast.logs import redact
 from backcast.registry import tables
 from backcast.registry.database import Database, utc_now
 from backcast.versions import FileDigest, Transform, Version, VersionState
@@ -135,9 +136,10 @@ def read_transforms(connection: Connection) -> list[Transform]:
 
 
 def set_note(connection: Connection, numbers: Sequence[int], note: str | None) -> None:
-    """Say why ``numbers`` are in their state, within the caller's transaction."""
+    """Say why ``numbers`` are in their state, to all readers, within the caller's transaction."""
+    told = note and redact(note)
     connection.execute(
-        update(tables.versions).where(tables.versions.c.number.in_(numbers)).values(note=note)
+        update(tables.versions).where(tables.versions.c.number.in_(numbers)).values(note=told)
     )
 
 

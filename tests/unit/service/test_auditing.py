@@ -1,7 +1,7 @@
 """Every act over HTTP is in the audit log: who, what, when, why, and what became of it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from backcast.acts import ActRecord
 from backcast.errors import RegistryError
 from backcast.registry.audit import Audit
 from backcast.settings import Settings
-from backcast.versions import Scope
+from backcast.versions import Scope, Version
 from service import auditing
 from service.administration import AdminRoute
 from service.app import create_app
@@ -250,6 +250,10 @@ def ask(client: TestClient, name: str, reason: str, headers: Any = None) -> Any:
     return client.request(method, path, json={**body, "reason": reason}, headers=headers)
 
 
+def versions_of(home: Home) -> Sequence[Version]:
+    return home.backcast.registry.deployments.catalog().versions
+
+
 class TestReasons:
     """Every act takes one, of the same length."""
 
@@ -263,9 +267,29 @@ class TestReasons:
         assert (act.act, act.reason) == (ACTS[name], reason)
 
     @pytest.mark.parametrize("name", ACTS)
-    @pytest.mark.parametrize("reason", ["", "x" * 2001], ids=["none", "too long"])
+    @pytest.mark.parametrize(
+        "reason", ["", "x" * 2001, "a\0b"], ids=["none", "too long", "not to be kept"]
+    )
     def test_what_is_none_is_refused(self, client: TestClient, name: str, reason: str) -> None:
         assert ask(client, name, reason).status_code == 422
+
+    @pytest.mark.parametrize("name", ["roll_back", "deprecate_version", "retire_version"])
+    def test_a_secret_in_it_is_told_to_nobody(
+        self, home: Home, client: TestClient, name: str
+    ) -> None:
+        secret = secret_of(home, Scope.READ)
+        order = {"force": True} if name == "retire_version" else {}
+        path, body = REASONED[name]
+        reason = f"{secret} leaked"
+        sent = client.post(path, json={**(body or {}), **order, "reason": reason})
+        assert sent.status_code in {200, 202}, sent.text
+        until = time.monotonic() + 30
+        while not any("leaked" in (v.note or "") for v in versions_of(home)):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        told = repr([versions_of(home), home.backcast.registry.deployments.history(), acts(home)])
+        assert "leaked" in told
+        assert secret[-20:] not in told
 
     def test_beside_an_arrow_stream_it_stands_in_the_query(
         self, home: Home, client: TestClient
