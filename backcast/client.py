@@ -13,6 +13,7 @@ service is overloaded or the consumer over its rate, is sent again up to three t
 import asyncio
 import itertools
 import random
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from backcast.errors import (
     ServiceError,
     SnapshotMismatch,
 )
+from backcast.logs import redact
 from backcast.settings import Settings
 from backcast.vectors import check_id
 from backcast.versions import Entity, VersionState
@@ -56,6 +58,7 @@ _PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance"}
 _EXPECT_SNAPSHOT = "Backcast-Expect-Snapshot"
 _RAW = "application/octet-stream"
 _ARROW = "application/vnd.apache.arrow.stream"
+_KEY = re.compile("[!-~]+")  # a header takes no more of what a file or a variable may hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +134,7 @@ class _Reader:
     def __init__(self, url: str | None, key: str | None) -> None:
         settings = Settings.load()
         self.url = (url or settings.url).rstrip("/")
-        secret = key or (settings.key.get_secret_value() if settings.key else None)
+        secret = _checked_key(key or (settings.key.get_secret_value() if settings.key else ""))
         self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self._chunk = _CHUNK
 
@@ -161,6 +164,7 @@ class _Reader:
         snapshot: str | None,
     ) -> _Steps[Embeddings]:
         """Ask for all ids; ``asked`` is what each request says beside ids and version."""
+        _demand_list(ids)
         for _ in range(_ATTEMPTS - 1):
             try:
                 return (yield from self._all_batches(ids, version, asked, snapshot))
@@ -247,7 +251,7 @@ class _Reader:
             yield
         except httpx2.TransportError as error:
             raise ServiceError(
-                f"{self.url} does not answer ({type(error).__name__}: {error}). "
+                f"{self.url} does not answer ({type(error).__name__}: {redact(str(error))}). "
                 "Is the service running (backcast serve), and is BACKCAST_URL right?",
                 url=self.url,
             ) from error
@@ -260,11 +264,12 @@ class Client(_Reader):
 
     Args:
         url: where the service answers; by default BACKCAST_URL.
-        key: the bearer key; by default BACKCAST_KEY, and none where that is not set.
+        key: the bearer key; by default BACKCAST_KEY, and none where that is not set. Blanks and
+            line breaks around it, such as a file ends with, are left out.
         timeout: seconds for connecting, and for each wait for the next bytes.
 
     Raises:
-        ConfigError: ``url`` is none.
+        ConfigError: ``url`` is none, or ``key`` cannot be one.
     """
 
     def __init__(
@@ -334,7 +339,7 @@ class Client(_Reader):
             SnapshotMismatch: the snapshot demanded is not served (any more); without a demand,
                 another one went live during each of a few attempts.
             UnknownVersion, VersionNotPromoted, VersionOffChain, VersionRetired: see ``get``.
-            InvalidInput: an id cannot be one.
+            InvalidInput: an id cannot be one, or ``ids`` is a single string.
             VersionRequired, Unauthorized, Forbidden, ServiceError: see ``get``.
         """
         asked = {"entity": str(entity), "drift": drift}
@@ -492,6 +497,21 @@ class AsyncClient(_Reader):
                 break
             await asyncio.sleep(pause)
         return _accepted(response)
+
+
+def _checked_key(key: str) -> str:
+    key = key.strip()
+    if key and _KEY.fullmatch(key) is None:
+        raise ConfigError(
+            "The key has a character that no key has; a line break or a blank within it, perhaps. "
+            "Give it, or BACKCAST_KEY, as `backcast keys create` printed it."
+        )
+    return key
+
+
+def _demand_list(ids: Sequence[str]) -> None:
+    if isinstance(ids, str | bytes):  # whose characters would be asked for
+        raise InvalidInput(f"The ids are one {type(ids).__name__}, {ids!r:.80}; give a list.")
 
 
 def _pause(call: _Call, response: httpx2.Response, attempt: int) -> float | None:

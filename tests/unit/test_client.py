@@ -240,6 +240,11 @@ class TestManyVectors:
             assert client.get_many(list(ODD_IDS[:9])).version == 0
         assert asked == [None, 0, 0]
 
+    @pytest.mark.parametrize("ids", ["007", b"007"])
+    def test_one_string_is_no_list_of_ids(self, client: Any, ids: Any) -> None:
+        with pytest.raises(InvalidInput, match="give a list"):
+            client.get_many(ids, 0)
+
     def test_one_call_never_mixes_two_snapshots(self, kind: Kind, tmp_path: Path) -> None:
         with build_home(tmp_path, live=1) as home:
             ids = home.ids(version=1)
@@ -561,6 +566,28 @@ class TestSettings:
         with kind() as client:
             assert client.url == url
             assert client.get("007", 0).shape == (4,)
+
+    @pytest.mark.parametrize("around", ["{}\n", "{}\r", " {}\t"])
+    def test_blanks_around_a_key_are_left_out(
+        self, kind: Kind, home: Home, url: str, monkeypatch: pytest.MonkeyPatch, around: str
+    ) -> None:
+        key = around.format(secret_of(home))
+        monkeypatch.setenv("BACKCAST_KEY", key)
+        for argument in (key, None):
+            with kind(url, argument) as client:
+                assert client.get("007", 0).shape == (4,)
+
+    @pytest.mark.parametrize("within", ["\n", "\r", "\0", " ", "ü", "…", "\ud800"])
+    def test_key_that_cannot_be_one_is_not_shown(self, kind: Kind, url: str, within: str) -> None:
+        with pytest.raises(ConfigError, match="a character that no key has") as raised:
+            kind(url, f"bc_0123abcd_se{within}cret")
+        assert "0123abcd" not in raised.value.message
+        assert "cret" not in raised.value.message
+
+    def test_error_of_the_transport_shows_no_key(self, url: str) -> None:
+        with Client(url) as client, pytest.raises(ServiceError) as raised, client._translated():
+            raise httpx2.LocalProtocolError("Illegal header value b'Bearer bc_0123abcd_secret'")
+        assert "secret" not in raised.value.message
 
     @pytest.mark.parametrize("url", ["http://[::1", "http://host:port"])
     def test_url_that_is_none(self, kind: Kind, url: str) -> None:
