@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from alembic import command
 from alembic.config import Config
@@ -52,13 +53,14 @@ def make_engine(url: str) -> Engine:
     Raises:
         ConfigError: the URL names no database that could be used; no part of a password is shown.
     """
+    file = None
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
             _demand_whole_password(url)
             _demand_postgresql(parsed)
-        elif parsed.database:
-            make_private(Path(parsed.database).parent)
+        elif (file := _sqlite_file(parsed)) is not None:
+            make_private(file.parent)
         engine = _create(parsed)
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"BACKCAST_DATABASE_URL: {error}.") from error
@@ -66,7 +68,7 @@ def make_engine(url: str) -> Engine:
         raise ConfigError(f"BACKCAST_DATABASE_URL: its port is no number. {_ENCODE}") from None
     except OSError as error:
         raise ConfigError(
-            f"The registry's folder {Path(str(parsed.database)).parent} cannot be made: "
+            f"The registry's folder {file and file.parent} cannot be made: "
             f"{error.strerror}. Set BACKCAST_HOME or BACKCAST_DATABASE_URL."
         ) from error
     except ModuleNotFoundError as error:
@@ -80,8 +82,19 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "do_connect", _make_file)
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin)
-        _follow_file(engine, str(parsed.database))
+        if file is not None:
+            _follow_file(engine, file)
     return engine
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    """Return the file of a SQLite database, None where it lies in memory."""
+    (name,), options = url.get_dialect()().create_connect_args(url)
+    if not options.get("uri"):
+        return None if name == ":memory:" else Path(str(url.database))
+    uri = urlsplit(name)
+    in_memory = uri.path in {"", ":memory:"} or "memory" in parse_qs(uri.query).get("mode", [])
+    return None if in_memory else Path(unquote(uri.path))
 
 
 def _demand_whole_password(url: str) -> None:
@@ -129,13 +142,13 @@ def _tune_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _follow_file(engine: Engine, path: str) -> None:
+def _follow_file(engine: Engine, path: Path) -> None:
     """Use no connection to a file that was deleted or replaced: what it is told would be lost."""
 
     def identity() -> tuple[int, int] | None:
         try:
             found = os.stat(path)
-        except OSError:  # none yet, or a database in memory
+        except OSError:  # none yet
             return None
         return found.st_dev, found.st_ino
 

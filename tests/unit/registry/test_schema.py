@@ -75,6 +75,45 @@ def test_folder_of_sqlite_may_be_named_with_an_at(tmp_path: Path) -> None:
     assert (tmp_path / "ann@host:1" / "b@c").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("sqlite:///file:{}/a/b.db?uri=true", "a"),
+        ("sqlite:///file://{}/a%2520b/c.db?uri=true&mode=rwc", "a b"),
+        ("sqlite:///file:rel/b.db?uri=true", "rel"),
+        pytest.param(
+            "sqlite:///file:{}/a/b?mode=memory&cache=shared&uri=true",
+            None,
+            marks=pytest.mark.filterwarnings("ignore:Selection of the SingletonThreadPool"),
+        ),
+        ("sqlite:///file::memory:?cache=shared&uri=true", None),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+    ],
+)
+def test_folder_of_a_sqlite_uri_is_that_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, folder: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = make_engine(url.format(tmp_path))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x)")
+    engine.dispose()
+    assert [path.name for path in tmp_path.iterdir()] == ([] if folder is None else [folder])
+
+
+def test_replaced_file_of_a_sqlite_uri_is_opened_again(tmp_path: Path) -> None:
+    file = tmp_path / "registry.db"
+    engine = make_engine(f"sqlite:///file:{file}?uri=true")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x)")
+    file.rename(tmp_path / "old.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x)")
+    engine.dispose()
+    assert file.exists()
+
+
 def test_sqlite_is_durable_and_checks_its_references(tmp_path: Path) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/new/folder/registry.db")
     pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
