@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from backcast.artifacts import Artifacts
 from backcast.devices import choose_device
-from backcast.lifecycle import Base, publish
+from backcast.lifecycle import Base, demand_promotable, publish
 from backcast.registry import Registry
 from backcast.vectors import VectorBatch
 from backcast.versions import Entity, SnapshotRecord
@@ -35,9 +35,14 @@ def publish_version(
 
     Users and items that training never saw get vectors too: the model needs their edges and
     attributes only. Attribute values that it does not know are ignored and counted.
+
+    Raises:
+        UnknownVersion, VersionRetired: there is no such version, or not any more.
+        Conflict: it was rejected; see also ``publish``.
     """
     base = Base.now(registry)  # what is put from here on is newer than the vectors
     known = registry.versions.get(version)
+    demand_promotable(known)
     archived = load_model(artifacts, known)
     graph, users, items = run_model(archived, dataset, until, device)
 

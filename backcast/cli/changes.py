@@ -1,5 +1,6 @@
 """Commands that change and export what is live: upsert, erase, export."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
@@ -13,11 +14,13 @@ from backcast.cli.acting import Reason, acting, actor
 from backcast.cli.output import interruptible, print_json, print_table, progress, say
 from backcast.errors import ConfigError, InvalidInput
 from backcast.lifecycle import (
+    Backcast,
     ErasureReport,
     count_exported,
     erase,
     export,
     open_backcast,
+    served_as,
     upsert_batches,
 )
 from backcast.settings import Settings
@@ -100,23 +103,39 @@ def erase_command(
     """End the vectors of ids in all snapshots, and in those to come; say what still holds them."""
     settings = Settings.load()
     grace = timedelta(seconds=settings.grace_seconds)
-    with (
-        open_backcast(settings) as backcast,
-        acting(backcast.registry, acts.erasing(entity, ids, reason)),
-    ):
-        report = erase(backcast, entity, ids, actor=actor(), grace=grace)
+    with open_backcast(settings) as backcast:
+        with acting(backcast.registry, acts.erasing(entity, ids, reason)):
+            report = erase(backcast, entity, ids, actor=actor(), grace=grace)
+        others = _served_otherwise(backcast, report)
     if as_json:
         print_json(report.document())
     else:
-        _print_erasure(report)
+        _print_erasure(report, others)
 
 
-def _print_erasure(report: ErasureReport) -> None:
-    live = report.live
+def _served_otherwise(backcast: Backcast, report: ErasureReport) -> dict[Entity, tuple[str, ...]]:
+    """Return which of the ids that were held by nothing are live as another kind."""
+    if report.live is None or not report.unknown:
+        return {}
+    others = [entity for entity in Entity if entity is not report.entity]
+    return {e: served_as(backcast, report.live, e, report.unknown) for e in others}
+
+
+def _print_erasure(report: ErasureReport, others: Mapping[Entity, Sequence[str]]) -> None:
+    live, held = report.live, report.ids - len(report.unknown)
     now = f"{live.name} is live" if live else "nothing is live"
-    say(f"{report.ids} {report.entity} {'id' if report.ids == 1 else 'ids'} erased: {now}.")
+    if held:
+        say(f"{held} {report.entity} {_ids(held)} erased: {now}.")
     if report.unknown:
-        say(f"Held nowhere: {', '.join(report.unknown)}.")
+        looked_at = "" if report.is_complete else " that could be looked at"
+        say(
+            f"No {report.entity}{looked_at} has the {_ids(len(report.unknown))} "
+            f"{', '.join(report.unknown)}; erased all the same, for vectors to come: {now}."
+        )
+    for entity, ids in others.items():
+        if ids:
+            has = f"One {entity} has" if len(ids) == 1 else f"{len(ids)} {entity}s have"
+            say(f"{has} {', '.join(ids)}: --entity {entity} erases there.")
     if report.holders:
         print_table(
             ("what", "name", "state", "ids", "until (UTC)", "then"),
@@ -133,6 +152,10 @@ def _print_erasure(report: ErasureReport) -> None:
             ],
             title="Still held, served from nowhere",
         )
+
+
+def _ids(count: int) -> str:
+    return "id" if count == 1 else "ids"
 
 
 def export_command(

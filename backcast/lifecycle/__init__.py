@@ -43,8 +43,13 @@ from backcast.lifecycle.promotion import (
     promote,
 )
 from backcast.lifecycle.refreshing import compact, refresh
-from backcast.lifecycle.registering import Base, publish, register_version
-from backcast.lifecycle.remains import ErasureReport, Holder
+from backcast.lifecycle.registering import (
+    Base,
+    demand_promotable,
+    publish,
+    register_version,
+)
+from backcast.lifecycle.remains import ErasureReport, Holder, served_as
 from backcast.lifecycle.retiring import deprecate, retire, withdraw_deprecation
 from backcast.lifecycle.rollback import RollbackPlan, plan_rollback, rollback
 from backcast.lifecycle.verifying import Verified, verify
@@ -80,6 +85,7 @@ __all__ = [
     "compact",
     "compare_with_live",
     "count_exported",
+    "demand_promotable",
     "deployment_diff",
     "deprecate",
     "erase",
@@ -104,6 +110,7 @@ __all__ = [
     "retire",
     "rollback",
     "run_order",
+    "served_as",
     "sweep",
     "upsert",
     "upsert_batches",

@@ -17,7 +17,6 @@ from backcast.errors import (
     RegistryError,
     SnapshotNotLoaded,
     UnknownVersion,
-    VersionRetired,
 )
 from backcast.lifecycle.carrying import switch_carrying
 from backcast.lifecycle.comparing import Compared, Examination, LiveSide, servable_versions
@@ -34,6 +33,7 @@ from backcast.lifecycle.gates import (
 )
 from backcast.lifecycle.loading import discard_drift, is_loaded, load_drift, load_snapshot
 from backcast.lifecycle.places import Backcast, Report
+from backcast.lifecycle.registering import demand_promotable
 from backcast.registry import Catalog, Switch
 from backcast.snapshots import read_snapshot
 from backcast.stores import Rounding
@@ -45,7 +45,6 @@ from backcast.versions import (
     Lineage,
     Live,
     SnapshotRecord,
-    VersionState,
 )
 
 
@@ -137,10 +136,7 @@ def find_candidate(
     if known is None:
         raise UnknownVersion(version)
     demand_expected(expected_live, catalog.live)
-    if known.state is VersionState.RETIRED:
-        raise VersionRetired(version, ())
-    if known.state is VersionState.REJECTED:
-        raise Conflict(f"Version {version} was rejected and cannot be promoted.", version=version)
+    demand_promotable(known)
     live = catalog.live
     if snapshot is not None:
         return Candidate(version, _named_snapshot(backcast, version, snapshot, live), catalog)

@@ -13,12 +13,26 @@ from backcast.changes import (
     read_delta,
     write_delta,
 )
-from backcast.errors import ArtifactMissing, Conflict, InvalidInput, UnknownVersion
+from backcast.errors import (
+    ArtifactMissing,
+    Conflict,
+    InvalidInput,
+    UnknownVersion,
+    VersionRetired,
+)
 from backcast.lifecycle.folding import Folding
 from backcast.registry import Erased, NumberTaken, Registry, StateMoved, VersionDraft
 from backcast.snapshots import read_ids, write_snapshot
 from backcast.vectors import VectorBatch
-from backcast.versions import DeltaDraft, DeltaKind, Entity, Live, SnapshotRecord, Version
+from backcast.versions import (
+    DeltaDraft,
+    DeltaKind,
+    Entity,
+    Live,
+    SnapshotRecord,
+    Version,
+    VersionState,
+)
 
 
 def register_version(
@@ -84,6 +98,21 @@ class Base:
         return None
 
 
+def demand_promotable(version: Version) -> None:
+    """Raise where no snapshot of a version can ever go live.
+
+    Raises:
+        VersionRetired, Conflict: it is retired, or was rejected.
+    """
+    if version.state is VersionState.RETIRED:
+        raise VersionRetired(version.number, ())
+    if version.state is VersionState.REJECTED:
+        raise Conflict(
+            f"Version {version.number} was rejected and cannot be promoted.",
+            version=version.number,
+        )
+
+
 def publish(
     registry: Registry,
     artifacts: Artifacts,
@@ -103,10 +132,13 @@ def publish(
 
     Raises:
         UnknownVersion: there is none of this number.
+        VersionRetired: it is retired, so that nothing of it could be promoted.
         InvalidInput: the batches hold what cannot be stored.
-        Conflict: what was put or erased could not be heeded, as its files were deleted meanwhile.
+        Conflict: it was rejected, or what was put or erased could not be heeded, as its
+            files were deleted meanwhile.
     """
     known, base = registry.versions.get(version), base or Base.now(registry)
+    demand_promotable(known)
     last = base.last(registry, version)
     with _kept(registry, last):
         folding = Folding.of(registry, artifacts, last, base.erased)

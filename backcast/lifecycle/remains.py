@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from backcast.changes import read_delta
-from backcast.errors import BackcastError, SnapshotNotLoaded
+from backcast.changes import read_changes, read_delta
+from backcast.errors import ArtifactError, BackcastError, SnapshotNotLoaded, StoreError
 from backcast.lifecycle.places import Backcast
 from backcast.snapshots import read_ids
 from backcast.versions import DeltaKind, Entity, Live, SnapshotRecord
@@ -56,6 +56,11 @@ class ErasureReport:
     unknown: tuple[str, ...]
     holders: tuple[Holder, ...]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every snapshot and delta could be looked through."""
+        return all(h.ids is not None or h.what == "data set" for h in self.holders)
+
     def document(self) -> dict[str, Any]:
         """Return the report as a JSON document."""
         return {
@@ -95,6 +100,19 @@ def report_remains(
     holders += [_dataset(folder) for folder in backcast.registry.snapshots.datasets()]
     unknown = tuple(id for id in ids if id not in found)
     return ErasureReport(entity, len(ids), live, unknown, tuple(holders))
+
+
+def served_as(
+    backcast: Backcast, live: Live, entity: Entity, ids: Sequence[str]
+) -> tuple[str, ...]:
+    """Return those of ``ids`` that are live as ``entity``; none where that cannot be read."""
+    try:
+        gathered = backcast.store.open(live.snapshot).gather(entity, ids)
+        deltas = backcast.registry.deltas.of(live.snapshot, upto=live.delta)
+        read_changes(backcast.artifacts, deltas).put_into(entity, ids, gathered)
+    except (ArtifactError, StoreError):
+        return ()
+    return tuple(id for id, found in zip(ids, gathered.found, strict=True) if found)
 
 
 def _fate(

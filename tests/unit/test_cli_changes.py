@@ -75,8 +75,11 @@ def test_erase(shell: Shell, home: Home) -> None:
     result = shell("erase", "item 1", "nobody")
     assert (result.code, result.log) == (0, "")
     first, second, *table = result.output.splitlines()
-    assert first == f"2 item ids erased: {name(home)} is live."
-    assert second == "Held nowhere: nobody."
+    assert first == f"1 item id erased: {name(home)} is live."
+    assert second == (
+        "No item has the id nobody; erased all the same, for vectors to come: "
+        f"{name(home)} is live."
+    )
     assert "Still held, served from nowhere" in table[0]
     shown = " ".join(" ".join(table).split())
     assert "superseded" in shown
@@ -85,6 +88,21 @@ def test_erase(shell: Shell, home: Home) -> None:
     document = json.loads(shell("erase", "user 1", "--entity", "user", "--json").output)
     assert (document["entity"], document["erased"], document["unknown"]) == ("user", 1, [])
     assert document["snapshot"] == name(home)
+
+
+def test_erasure_of_what_only_the_other_kind_has(shell: Shell, home: Home) -> None:
+    put(shell, home, ["you"], Entity.USER)
+    shell("erase", "user 2", "--entity", "user")
+    result = shell("erase", "user 1", "user 2", "you")
+    assert (result.code, result.log) == (0, "")
+    first, second, *_ = result.output.splitlines()
+    assert first == (
+        "No item has the ids user 1, user 2, you; erased all the same, for vectors to come: "
+        f"{name(home)} is live."
+    )
+    assert second == "2 users have user 1, you: --entity user erases there."
+    [_, hint, *_] = shell("erase", "item 0", "--entity", "user").output.splitlines()
+    assert hint == "One item has item 0: --entity item erases there."
 
 
 def test_refresh(shell: Shell, home: Home) -> None:

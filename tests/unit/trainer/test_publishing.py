@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,18 @@ from numpy.typing import NDArray
 from sqlalchemy import create_engine, select
 
 from backcast.chains import load_chain
-from backcast.errors import ArtifactMissing, DataError, UnknownVersion
+from backcast.errors import (
+    ArtifactMissing,
+    BackcastError,
+    Conflict,
+    DataError,
+    UnknownVersion,
+    VersionRetired,
+)
 from backcast.registry import tables
 from backcast.snapshots import read_snapshot
-from backcast.versions import Entity, SnapshotRecord
+from backcast.versions import Entity, SnapshotRecord, VersionState
+from tests.service_support import set_version
 from tests.support import build_home
 from tests.trainer_support import Workshop, open_workshop
 from trainer import publishing
@@ -205,6 +214,28 @@ def test_the_newest_snapshot_is_what_a_promotion_will_take(workshop: Workshop) -
 def test_a_version_that_does_not_exist_is_refused(workshop: Workshop) -> None:
     with pytest.raises(UnknownVersion, match="Version 9"):
         publish(workshop, 9)
+
+
+@pytest.mark.parametrize(
+    ("state", "refusal", "said"),
+    [
+        (VersionState.RETIRED, VersionRetired, "Version 0 is retired"),
+        (VersionState.REJECTED, Conflict, "Version 0 was rejected and cannot be promoted"),
+    ],
+)
+def test_a_version_that_can_never_be_promoted_is_refused_before_its_model_is_read(
+    dataset: Dataset,
+    tmp_path: Path,
+    state: VersionState,
+    refusal: type[BackcastError],
+    said: str,
+) -> None:
+    with build_home(tmp_path, dims=(4,), published=False) as home:  # it has no model to read
+        set_version(home, 0, state=state)
+        with pytest.raises(refusal, match=said):
+            publish_version(home.backcast.registry, home.backcast.artifacts, 0, dataset, until=END)
+        with pytest.raises(refusal, match=said):
+            home.publish(0)
 
 
 def test_data_without_a_needed_column_is_refused_and_leaves_nothing(workshop: Workshop) -> None:
