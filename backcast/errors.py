@@ -91,6 +91,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
+def _servable(versions: Sequence[int] | None) -> dict[str, Any]:
+    # Who does not know what is served says nothing of it: an empty list would be an answer.
+    return {} if versions is None else {"servable_versions": list(versions)}
+
+
 def _family(cls: type[BackcastError]) -> list[type[BackcastError]]:
     return [cls, *(d for child in cls.__subclasses__() for d in _family(child))]
 
@@ -185,11 +190,11 @@ class UnknownVersion(NotFound):
 
     code = "unknown-version"
 
-    def __init__(self, version: int, servable: Sequence[int] = ()) -> None:
+    def __init__(self, version: int, servable: Sequence[int] | None = None) -> None:
         super().__init__(
             f"Version {version} does not exist; `backcast versions` lists those that do.",
             version=version,
-            servable_versions=list(servable),
+            **_servable(servable),
         )
 
 
@@ -210,7 +215,9 @@ class UnknownOperation(NotFound):
     code = "unknown-operation"
 
     def __init__(self, operation: str) -> None:
-        super().__init__(f"No operation {operation!r}.", operation=operation)
+        super().__init__(
+            f"No operation {operation!r}; `backcast operations` lists them.", operation=operation
+        )
 
 
 class UnknownSnapshot(NotFound):
@@ -219,7 +226,10 @@ class UnknownSnapshot(NotFound):
     code = "unknown-snapshot"
 
     def __init__(self, snapshot: str) -> None:
-        super().__init__(f"No snapshot {snapshot!r}.", snapshot=snapshot)
+        super().__init__(
+            f"No snapshot {snapshot!r}; `backcast snapshots` lists those that are kept.",
+            snapshot=snapshot,
+        )
 
 
 class UnknownDeployment(NotFound):
@@ -406,14 +416,16 @@ class VersionRetired(BackcastError):
 
     code = "version-retired"
 
-    def __init__(self, version: int, servable: Sequence[int], reason: str | None = None) -> None:
+    def __init__(
+        self, version: int, servable: Sequence[int] | None, reason: str | None = None
+    ) -> None:
         why = "" if reason is None else f" ({reason})"
         others = f"; versions {list(servable)} can be served" if servable else ""
         super().__init__(
             f"Version {version} is retired{why}{others}.",
             version=version,
-            servable_versions=list(servable),
             reason=reason,
+            **_servable(servable),
         )
 
 

@@ -32,13 +32,14 @@ from backcast.registry import Operations, Registry
 from backcast.registry.operations import OperationDraft, running
 from backcast.stores import Rounding
 from backcast.tracing import Steps
-from backcast.versions import Claim, Live, Operation
+from backcast.versions import Claim, Live, Operation, OperationState
 
 logger = logging.getLogger(__name__)
 
 _BEAT = 1.0  # seconds between two signs of life, less where the timeout is short
 _BEATS = 5  # within a timeout, at least
 _CANCELLABLE = {Promote.kind, Refresh.kind, Rollback.kind}  # others change things as they go
+_UNDONE_BY_ROLLBACK = {Promote.kind, Refresh.kind}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # between two attempts while the registry is away
 
 
@@ -347,7 +348,9 @@ def cancel(registry: Registry, id: str, *, actor: str, reason: str | None = None
 def _demand_cancellable(registry: Registry, seen: Operation) -> None:
     about = {"operation": seen.id, "kind": seen.kind}
     if seen.finished_at is not None:
-        raise Conflict(f"Operation {seen.id} has {seen.state} already.", **about)
+        undone = seen.state is OperationState.SUCCEEDED and seen.kind in _UNDONE_BY_ROLLBACK
+        hint = "; a rollback goes back, in its grace period" if undone else ""
+        raise Conflict(f"Operation {seen.id} has {seen.state} already{hint}.", **about)
     if seen.kind not in _CANCELLABLE:
         raise Conflict(f"Operation {seen.id} ({seen.kind}) cannot be cancelled; wait.", **about)
     live = registry.deployments.made_by(seen.id)

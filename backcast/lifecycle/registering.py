@@ -105,7 +105,7 @@ def demand_promotable(version: Version) -> None:
         VersionRetired, Conflict: it is retired, or was rejected.
     """
     if version.state is VersionState.RETIRED:
-        raise VersionRetired(version.number, ())
+        raise VersionRetired(version.number, None)
     if version.state is VersionState.REJECTED:
         raise Conflict(
             f"Version {version.number} was rejected and cannot be promoted.",

@@ -66,4 +66,4 @@ def demand_pinnable(connection: Connection, version: int) -> None:
     """
     held = hold_version(connection, version)
     if held.state is VersionState.RETIRED:
-        raise VersionRetired(version, (), held.note)
+        raise VersionRetired(version, None, held.note)

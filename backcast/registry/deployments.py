@@ -209,7 +209,7 @@ def _move_states(connection: Connection, change: Switch) -> None:
     chain = Lineage.of(versions).chain(change.version)
     state = {v.number: v.state for v in versions}
     if state[change.version] is VersionState.RETIRED:  # since this promotion began
-        raise VersionRetired(change.version, ())
+        raise VersionRetired(change.version, None)
     ancestors = [j for j in chain[1:] if state[j] is not VersionState.RETIRED]
     set_state(connection, ancestors, VersionState.SUPERSEDED)
     if change.seen is not None and change.seen.version not in chain:

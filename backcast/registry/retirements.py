@@ -89,7 +89,7 @@ def _served(connection: Connection, number: int) -> Version:
     versions = {v.number: v for v in read_versions(connection)}
     version = versions[number]
     if version.state is VersionState.RETIRED:
-        raise VersionRetired(number, (), version.note)
+        raise VersionRetired(number, None, version.note)
     if live is None or version.state is VersionState.REGISTERED:
         raise Conflict(
             f"Version {number} ({version.state}) was never served, so there is nothing to end.",

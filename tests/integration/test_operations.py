@@ -518,7 +518,7 @@ def test_what_is_switched_is_not_called_off(home: Home, monkeypatch: pytest.Monk
         hold.opened.set()
         done = ended(home, operation.id)
         assert (done.state, done.error) == (OperationState.SUCCEEDED, None)
-        with pytest.raises(Conflict, match="has succeeded already"):
+        with pytest.raises(Conflict, match="has succeeded already; a rollback goes back"):
             cancel(home.backcast.registry, operation.id, actor="bob")
     home.check_served(1)
 

@@ -209,7 +209,7 @@ ERRORS = [
     (("rollback", "--dry-run"), {}, "Nothing is live, so there is nothing to roll back"),
     (("operations", "--cancel"), {}, "--cancel needs the operation"),
     (("operations", "0f", "--reason", "x"), {}, "give --cancel too"),
-    (("operations", "0f", "--cancel"), {}, "No operation '0f'"),
+    (("operations", "0f", "--cancel"), {}, "No operation '0f'; `backcast operations` lists"),
     (("refresh",), {}, "Nothing is live, so nothing can be refreshed"),
     (("keys", "revoke", "1a2b3c4d"), {}, "No key has the prefix '1a2b3c4d'"),
     (("keys", "rotate", "1a2b3c4d"), {}, "No key has the prefix '1a2b3c4d'"),

@@ -132,6 +132,8 @@ def test_error_survives_a_process_boundary(error: BackcastError) -> None:
         (errors.BatchTooLarge(11, 10), ["11", "10"]),
         (errors.DimensionMismatch("weight", (2, 3), (3, 2)), ["weight", "(2, 3)", "(3, 2)"]),
         (errors.UnknownVersion(7), ["7"]),
+        (errors.UnknownOperation("0f"), ["No operation '0f'; `backcast operations` lists"]),
+        (errors.UnknownSnapshot("v1-a"), ["No snapshot 'v1-a'; `backcast snapshots` lists"]),
         (errors.UnknownId("user", "u1", "v2-a.3"), ["user", "'u1'", "v2-a.3"]),
         (errors.VersionNotPromoted(3, None, ()), ["Version 3", "live is nothing"]),
         (errors.VersionNotPromoted(3, 2, (2,)), ["Version 3", "live is version 2"]),
@@ -173,3 +175,12 @@ def test_error_survives_a_process_boundary(error: BackcastError) -> None:
 )
 def test_message_names_the_facts(error: BackcastError, facts: list[str]) -> None:
     assert [fact for fact in facts if fact not in error.message] == []
+
+
+@pytest.mark.parametrize("cls", [errors.UnknownVersion, errors.VersionRetired])
+def test_what_can_be_served_is_told_only_where_it_is_known(
+    cls: type[errors.UnknownVersion | errors.VersionRetired],
+) -> None:
+    assert "servable_versions" not in cls(7, None).data
+    assert cls(7, ()).data["servable_versions"] == []
+    assert cls(7, (0, 2)).data["servable_versions"] == [0, 2]

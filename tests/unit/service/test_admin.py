@@ -507,6 +507,24 @@ def test_operations_that_are_none(client: TestClient, path: str, refusal: tuple[
     assert code_of(client.get(path)) == refusal
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "order"),
+    [
+        ("POST", "/admin/versions/9/promote", {"expected_live": 1}),
+        ("PUT", "/admin/consumers/consumer%200", {"pin": 9}),
+        ("POST", "/admin/keys", {"consumer": "x", "pin": 9}),
+        ("POST", "/admin/versions/9/retire", {}),
+    ],
+)
+def test_nothing_is_said_of_what_is_served_where_nobody_looked(
+    client: TestClient, method: str, path: str, order: dict[str, Any]
+) -> None:
+    response = client.request(method, path, json=order)
+    assert code_of(response) == (404, "unknown-version")
+    assert response.json()["version"] == 9
+    assert "servable_versions" not in response.json()
+
+
 ADMINISTRATION = [
     (method.upper(), re.sub(r"\{[kj]\}", "2", path).replace("{id}", "0f").replace("{name}", "ads"))
     for path, methods in json.loads(render())["paths"].items()
