@@ -11,8 +11,9 @@ from backcast.versions import Key, Scope
 from service.auditing import UNSOUND, record_refusal
 from service.auth import demand
 from service.declarations import KEY
-from service.requests import CALLER, find_secret
+from service.requests import CALLER, demand_known_query, find_secret, media_of, unsupported
 from service.state import state_of
+from service.wire import Format
 
 _CONFIRMED = "backcast.confirmed"
 
@@ -44,6 +45,7 @@ class AdminRoute(APIRoute):
             caller = await _find_confirmed(request)
             try:
                 await find_admin(request)
+                self._demand_json(request)
                 return await handle(_JsonRequest(request.scope, request.receive))
             except UNSOUND as error:
                 if caller is not None:
@@ -51,6 +53,11 @@ class AdminRoute(APIRoute):
                 raise
 
         return handle_for_admin
+
+    def _demand_json(self, request: Request) -> None:
+        media = media_of(request)
+        if self.body_field is not None and media != Format.JSON:
+            raise unsupported("The body comes", media, Format.JSON)
 
 
 async def _find_confirmed(request: Request) -> Key | None:
@@ -73,6 +80,7 @@ def admin_router() -> APIRouter:
     return APIRouter(
         prefix="/admin",
         tags=["admin"],
-        dependencies=[Security(KEY), Depends(find_admin)],
+        dependencies=[Security(KEY), Depends(find_admin), Depends(demand_known_query)],
         route_class=AdminRoute,
+        strict_content_type=False,  # of a body that says nothing of itself: it is JSON
     )

@@ -7,7 +7,7 @@ Vectors never pass through these models, which would cost more than everything e
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,9 @@ from pydantic import (
     Field,
     StrictBool,
     StrictInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -43,7 +46,21 @@ def _whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-VersionName = Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"]
+def in_words(words: LiteralString) -> WrapValidator:
+    """Return what says in ``words`` what a value should be, and neither in rules nor in types."""
+
+    def check(value: object, handle: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handle(value)
+        except ValidationError as error:
+            raise PydanticCustomError("not_as_described", words) from error
+
+    return WrapValidator(check)
+
+
+_NAMED = in_words("a number from 0 to 2147483647, or live")
+
+VersionName = Annotated[Annotated[int, Field(ge=0, le=LARGEST_VERSION)] | Literal["live"], _NAMED]
 
 
 def _sayable(reason: str) -> str:
@@ -61,7 +78,7 @@ KEPT = "Why; kept in the audit log."
 VersionNumber = Annotated[
     StrictInt, Field(ge=0, le=LARGEST_VERSION), BeforeValidator(_whole)
 ]  # no text and no truth value; but to JSON, and to its schemas, 3.0 is 3
-StrictVersionName = VersionNumber | Literal["live"]
+StrictVersionName = Annotated[VersionNumber | Literal["live"], _NAMED]
 
 
 class Document(BaseModel):

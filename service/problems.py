@@ -64,6 +64,9 @@ METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 """Of HTTP; any other is nobody's, and is not to become a name in metrics or traces."""
 
 _MOST_ERRORS = 20  # of a request that is wrong everywhere
+_IN_WORDS = {"model_attributes_type": "a JSON object is needed"}
+"""What is said of a type of error whose own message speaks of Python."""
+
 _LONGEST = 40  # characters of a field's name, as a stranger spelt it
 _LONGEST_PATH = 2000  # characters of a path, and more than any that leads somewhere
 _SLACK = 500  # beyond them: a secret that begins within them is mostly seen whole
@@ -166,7 +169,9 @@ async def _on_backcast_error(request: Request, raised: Exception) -> Response:
 
 async def _on_invalid_request(request: Request, raised: Exception) -> Response:
     found = _described(cast("RequestValidationError", raised).errors()[:_MOST_ERRORS])
-    first = ".".join(str(part) for part in found[0]["loc"])
+    where, *inside = found[0]["loc"]
+    named = inside if any(isinstance(part, str) for part in inside) else [where, *inside]
+    first = ".".join(str(part) for part in named)
     return problem(
         request,
         status_of(errors.InvalidInput),
@@ -179,9 +184,15 @@ async def _on_invalid_request(request: Request, raised: Exception) -> Response:
 def _described(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     # What was sent is left out: it may be long, and it may be secret. Names of fields are sent too.
     return [
-        {"loc": [_short(part) for part in error["loc"]], "msg": error["msg"], "type": error["type"]}
+        {"loc": [_short(part) for part in error["loc"]], "msg": _said(error), "type": error["type"]}
         for error in found
     ]
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    if tuple(error["loc"]) == ("body",) and error["type"] == "missing":
+        return "a JSON body is needed"
+    return _IN_WORDS.get(error["type"]) or str(error["msg"])
 
 
 def _short(part: str | int) -> str | int:

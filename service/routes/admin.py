@@ -15,7 +15,7 @@ from fastapi import (
     Response,
 )
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from backcast import acts
 from backcast.lifecycle import (
@@ -47,6 +47,7 @@ from service.documents import (
     RefreshRequest,
     RollbackPlanDocument,
     RollbackRequest,
+    in_words,
 )
 from service.state import state_of
 
@@ -67,15 +68,19 @@ def _ordered(plan: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
                 "Location": {"description": "Where to follow it.", "schema": {"type": "string"}}
             },
         },
-        **problem_responses(401, 403, 404, 408, 409, 410, 413, 422, 503),
+        **problem_responses(401, 403, 404, 408, 409, 410, 413, 415, 422, 503),
     }
 
 
+_Idempotent = Annotated[
+    str,
+    Field(pattern=r"^[\x21-\x7e]{1,128}$"),
+    in_words("1 to 128 printable ASCII characters without spaces"),
+]
 IdempotencyKey = Annotated[
-    str | None,
+    _Idempotent | None,
     Header(
         alias="Idempotency-Key",
-        pattern=r"^[\x21-\x7e]{1,128}$",
         description="Any text that stands for this request: sent again, it leads to the same "
         "operation and starts none. With another request it is refused.",
     ),
@@ -206,7 +211,12 @@ def list_operations(
     return OperationsDocument(operations=[OperationDocument.model_validate(o) for o in found])
 
 
-_OperationId = Annotated[str, Path(pattern=r"^[\w-]{1,64}$")]
+_OperationId = Annotated[
+    str,
+    Field(pattern=r"^[\w-]{1,64}$"),
+    in_words("1 to 64 letters, digits, hyphens and underscores"),
+    Path(),
+]
 
 
 @router.get(
@@ -223,7 +233,7 @@ def get_operation(request: Request, id: _OperationId) -> OperationDocument:
 @router.post(
     "/operations/{id}/cancel",
     summary="Call an operation off",
-    responses=problem_responses(401, 403, 404, 408, 409, 413, 422, 503),
+    responses=problem_responses(401, 403, 404, 408, 409, 413, 415, 422, 503),
 )
 def cancel_operation(
     request: Request,
@@ -243,7 +253,9 @@ def cancel_operation(
     return OperationDocument.model_validate(operation)
 
 
-@router.get("/deployments", summary="All deployments", responses=problem_responses(401, 403, 503))
+@router.get(
+    "/deployments", summary="All deployments", responses=problem_responses(401, 403, 422, 503)
+)
 def list_deployments(request: Request) -> DeploymentsDocument:
     """Return every change of what is live, newest first."""
     history = state_of(request).backcast.registry.deployments.history()

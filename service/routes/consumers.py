@@ -30,7 +30,7 @@ from service.state import state_of
 router = admin_router()
 
 _Number = Annotated[int, Path(ge=0, le=LARGEST_VERSION, description="The version's number.")]
-_ENDING = problem_responses(401, 403, 404, 408, 409, 410, 413, 422, 503)
+_ENDING = problem_responses(401, 403, 404, 408, 409, 410, 413, 415, 422, 503)
 
 
 @router.post("/versions/{j}/deprecate", summary="Announce a version's end", responses=_ENDING)
@@ -91,7 +91,7 @@ def retire_version(
     return EndingDocument.model_validate(version)
 
 
-@router.get("/consumers", summary="All consumers", responses=problem_responses(401, 403, 503))
+@router.get("/consumers", summary="All consumers", responses=problem_responses(401, 403, 422, 503))
 def list_consumers(request: Request) -> ConsumersDocument:
     """Return every consumer: its pin, its keys in force, and when it last asked for a vector."""
     consumers = state_of(request).backcast.registry.consumers.all()
@@ -101,7 +101,7 @@ def list_consumers(request: Request) -> ConsumersDocument:
 @router.put(
     "/consumers/{name:path}",
     summary="Pin a consumer",
-    responses=problem_responses(401, 403, 404, 408, 410, 413, 422, 503),
+    responses=problem_responses(401, 403, 404, 408, 410, 413, 415, 422, 503),
 )
 def pin_consumer(
     request: Request,

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Body, Path, Query, Request, Response
+from pydantic import Field
 
 from backcast import acts
 from backcast.registry.keys import PREFIX
@@ -11,6 +12,7 @@ from backcast.versions import Key
 from service.administration import Administrator, admin_router
 from service.auditing import recorded
 from service.declarations import problem_responses
+from service.documents import in_words
 from service.documents_keys import (
     ActDocument,
     ActsDocument,
@@ -27,7 +29,10 @@ from service.state import state_of
 router = admin_router()
 
 _Prefix = Annotated[
-    str, Path(pattern=f"^{PREFIX}$", description="The key's prefix: the digits after `bc_`.")
+    str,
+    Field(pattern=f"^{PREFIX}$"),
+    in_words("8 of the digits 0 to 9 and a to f, as after bc_ in the key"),
+    Path(description="The key's prefix: the digits after `bc_`."),
 ]
 _ONCE = {
     "headers": {
@@ -39,7 +44,7 @@ _ONCE = {
 }
 
 
-@router.get("/keys", summary="All keys", responses=problem_responses(401, 403, 503))
+@router.get("/keys", summary="All keys", responses=problem_responses(401, 403, 422, 503))
 def list_keys(request: Request) -> KeysDocument:
     """Return every key, in force or not, without its secret."""
     registry = state_of(request).backcast.registry
@@ -53,7 +58,7 @@ def list_keys(request: Request) -> KeysDocument:
     status_code=201,
     responses={
         201: {"description": "The key, with its secret.", **_ONCE},
-        **problem_responses(401, 403, 404, 408, 409, 410, 413, 422, 503),
+        **problem_responses(401, 403, 404, 408, 409, 410, 413, 415, 422, 503),
     },
 )
 def create_key(
@@ -81,7 +86,7 @@ def create_key(
     status_code=201,
     responses={
         201: {"description": "The new key, with its secret.", **_ONCE},
-        **problem_responses(401, 403, 404, 408, 409, 413, 422, 503),
+        **problem_responses(401, 403, 404, 408, 409, 413, 415, 422, 503),
     },
 )
 def rotate_key(
@@ -108,7 +113,7 @@ def rotate_key(
 @router.post(
     "/keys/{prefix}/revoke",
     summary="Revoke a key",
-    responses=problem_responses(401, 403, 404, 408, 409, 413, 422, 503),
+    responses=problem_responses(401, 403, 404, 408, 409, 413, 415, 422, 503),
 )
 def revoke_key(
     request: Request,

@@ -15,13 +15,18 @@ from service.documents import (
     VersionsDocument,
 )
 from service.engine import Snapshot
-from service.requests import find_reader
+from service.requests import demand_known_query, find_reader
 from service.state import state_of
 
-router = APIRouter(tags=["versions"], dependencies=[Security(KEY), Depends(find_reader)])
+router = APIRouter(
+    tags=["versions"],
+    dependencies=[Security(KEY), Depends(find_reader), Depends(demand_known_query)],
+)
 
 
-@router.get("/versions", summary="All versions", responses=problem_responses(401, 403, 429, 503))
+@router.get(
+    "/versions", summary="All versions", responses=problem_responses(401, 403, 422, 429, 503)
+)
 async def list_versions(request: Request) -> VersionsDocument:
     """Return every version, oldest first, and what this replica serves.
 

@@ -193,9 +193,9 @@ def test_erasure_reports_what_is_left(home: Home, client: TestClient) -> None:
         ),
         ({"ids": ["a", "a"], "vectors": [[1.0] * 8] * 2}, "invalid-input", "more than once"),
         ({"ids": ["a"], "vectors": [[1e39] * 8]}, "not-finite", "NaN or infinite"),
-        ({"ids": ["a"], "vectors": [["1"] * 8]}, "invalid-input", "body.vectors.0.0"),
-        ({"ids": ["a"], "vectors": [[1.0] * 8], "x": 1}, "invalid-input", "body.x"),
-        ({"ids": [7], "vectors": [[1.0] * 8]}, "invalid-input", "body.ids.0"),
+        ({"ids": ["a"], "vectors": [["1"] * 8]}, "invalid-input", "vectors.0.0: "),
+        ({"ids": ["a"], "vectors": [[1.0] * 8], "x": 1}, "invalid-input", "x: "),
+        ({"ids": [7], "vectors": [[1.0] * 8]}, "invalid-input", "ids.0: "),
     ],
 )
 def test_bad_upserts_are_refused(

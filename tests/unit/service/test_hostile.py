@@ -1,15 +1,30 @@
 """What strangers may send, and how little it costs."""
 
+import json
+import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
+from service.openapi import render
 from tests.service_support import client_of
 from tests.support import build_home
 
 JSON = {"Content-Type": "application/json"}
+CALLS = [
+    (method.upper(), re.sub(r"\{[kj]\}", "0", path).replace("{id}", "i0001"), call)
+    for path, methods in json.loads(render())["paths"].items()
+    for method, call in methods.items()
+]
+NUMBER = "version: a number from 0 to 2147483647, or live."
+ORDERS = [
+    (method, path)
+    for method, path, call in CALLS
+    if path.startswith("/admin") and "requestBody" in call
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +134,110 @@ def test_the_service_has_no_page_that_runs_scripts(client: TestClient) -> None:
     for path in ("/docs", "/docs/oauth2-redirect", "/redoc"):
         assert client.get(path).status_code == 404
     assert client.get("/openapi.json").headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [(method, path) for method, path, call in CALLS if "security" in call]
+)
+def test_no_parameter_is_passed_over(client: TestClient, method: str, path: str) -> None:
+    path = path.replace("{name}", "ads").replace("{prefix}", "0011aabb")
+    path = path.replace("{generation}", "1")
+    response = client.request(method, f"{path}?forse=true", content=b"{}", headers=JSON)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["query", "forse"]
+    assert response.json()["detail"].startswith("forse: ")
+
+
+def test_a_parameter_that_is_unknown_is_told_of_those_that_are_not(client: TestClient) -> None:
+    def detail(path: str) -> str:
+        return str(client.get(path).json()["detail"])
+
+    assert detail("/versions?limit=1") == "limit: no parameter of this call, which has none."
+    assert detail("/admin/operations?foo=1") == "foo: no parameter of this call, which has limit."
+    assert detail("/admin/usage?day=3").endswith("which has days, version.")
+    assert detail("/admin/operations?limit=1&limit=2") == "A query parameter is given twice."
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+def test_probes_may_carry_what_they_like(client: TestClient, path: str) -> None:
+    assert client.get(f"{path}?at=1").status_code == 200
+
+
+@pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "text/plain", "x"])
+@pytest.mark.parametrize(("method", "path"), ORDERS)
+def test_an_order_of_another_media_type(
+    client: TestClient, method: str, path: str, media: str
+) -> None:
+    response = client.request(method, path, content=b"{}", headers={"Content-Type": media})
+    assert response.status_code == 415
+    assert response.json()["type"] == "urn:backcast:problem:unsupported-media-type"
+    assert response.json()["detail"].endswith(f"not as {media}.")
+
+
+@pytest.mark.parametrize(("method", "path"), ORDERS)
+@pytest.mark.parametrize("headers", [{}, JSON], ids=["unsaid", "JSON"])
+def test_an_order_without_a_body(
+    client: TestClient, method: str, path: str, headers: dict[str, str]
+) -> None:
+    path = path.replace("{prefix}", "0011aabb")
+    response = client.request(method, path, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["detail"] == "body: a JSON body is needed."
+
+
+def test_an_order_that_is_no_object(client: TestClient) -> None:
+    response = client.post("/admin/rollback", json=[])
+    assert response.status_code == 422
+    assert response.json()["detail"] == "body: a JSON object is needed."
+
+
+def test_an_order_is_json_where_it_does_not_say_what_it_is(client: TestClient) -> None:
+    response = client.post("/admin/rollback", content=b'{"expected_live": 7, "dry_run": true}')
+    assert response.status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "loc", "detail"),
+    [
+        ("GET", "/embeddings/a?version=abc", {}, None, ["query", "version"], NUMBER),
+        ("GET", "/embeddings/a?version=-1", {}, None, ["query", "version"], NUMBER),
+        ("POST", "/embeddings/batch", {}, {"ids": [], "version": "1"}, ["body", "version"], NUMBER),
+        (
+            "GET",
+            "/admin/operations/%20",
+            {},
+            None,
+            ["path", "id"],
+            "id: 1 to 64 letters, digits, hyphens and underscores.",
+        ),
+        (
+            "POST",
+            "/admin/keys/search/revoke",
+            {},
+            {},
+            ["path", "prefix"],
+            "prefix: 8 of the digits 0 to 9 and a to f, as after bc_ in the key.",
+        ),
+        (
+            "POST",
+            "/admin/versions/0/refresh",
+            {"Idempotency-Key": "at night"},
+            {"expected_live": 0},
+            ["header", "Idempotency-Key"],
+            "Idempotency-Key: 1 to 128 printable ASCII characters without spaces.",
+        ),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_words(
+    client: TestClient,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: Any,
+    loc: list[str],
+    detail: str,
+) -> None:
+    response = client.request(method, path, headers=headers, json=body)
+    assert response.status_code == 422
+    assert response.json()["detail"] == detail
+    assert [error["loc"] for error in response.json()["errors"]] == [loc]
