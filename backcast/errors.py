@@ -139,7 +139,8 @@ class NotFinite(InvalidInput):
 
     def __init__(self, count: int, entity: str, id: str) -> None:
         super().__init__(
-            f"{count} vectors hold NaN or infinite values; the first is that of {entity} {id!r}.",
+            f"{count} {'vector holds' if count == 1 else 'vectors hold'} NaN or infinite values; "
+            f"the first is that of {entity} {id!r}.",
             count=count,
             entity=entity,
             id=id,
@@ -402,7 +403,7 @@ class VersionInUse(Conflict):
             *([f"announced to last until {sunset_at}"] if sunset_at else []),
         ]
         super().__init__(
-            f"Version {version} is not retired; {'; '.join(grounds)}. "
+            f"Version {version} cannot be retired yet: {'; '.join(grounds)}. "
             "See `backcast consumers` and `backcast usage`, or force it, with a reason.",
             version=version,
             pinned=list(pinned),

@@ -152,9 +152,12 @@ def verify_command(
     if as_json:
         print_json(asdict(found))
     elif not found.faults:
+        snapshots = (
+            "1 snapshot" if len(found.snapshots) == 1 else f"{len(found.snapshots)} snapshots"
+        )
         say(
             f"{found.files} files ({_mib(found.bytes)}) and {found.vectors} stored vectors of "
-            f"{len(found.snapshots)} snapshots are what was registered; {_live(found.live)}."
+            f"{snapshots} are what was registered; {_live(found.live)}."
         )
     _end(found.faults, as_json)
 
@@ -188,6 +191,8 @@ def _end(faults: list[str] | tuple[str, ...], as_json: bool) -> None:
     if not as_json:
         for fault in faults:
             say(fault)
+    if len(faults) == 1:
+        raise BackcastError("1 thing is not as it was registered.")
     raise BackcastError(f"{len(faults)} things are not as they were registered.")
 
 

@@ -304,9 +304,10 @@ def _unneeded(backcast: Backcast) -> list[str]:
 
 
 def _doomed_stored(backcast: Backcast, name: str) -> Doomed:
-    return Doomed(
-        "stored", name, "in the store, and not live nor in its grace", _held(backcast, name)
-    )
+    reason = "in the store, and not live nor in its grace"
+    if bounded_snapshot(name) != name:
+        reason = "drift bounds in the store, of nothing that is live or in its grace"
+    return Doomed("stored", name, reason, _held(backcast, name))
 
 
 def _delete_stored(backcast: Backcast, names: Sequence[str], tries: _Tries) -> list[Doomed]:

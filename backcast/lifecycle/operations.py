@@ -415,7 +415,8 @@ def _wait_for_slot(backcast: Backcast, timeout: float, say: Say) -> None:
             first = watched.sign
             say(
                 f"Operation {seen.id} ({seen.kind}) of {seen.owner or 'nobody'} is not ended; "
-                f"waiting up to {timeout:g} s for a sign of life."
+                f"waiting up to {timeout:g} s for a sign of life. "
+                f"`backcast operations {seen.id} --cancel` calls it off."
             )
         if watched.sign != first:
             raise running(seen)

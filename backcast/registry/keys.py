@@ -187,7 +187,7 @@ def _demand_name(consumer: str) -> None:
     if not name or len(consumer) > 128:
         raise InvalidInput("A consumer's name has 1 to 128 characters.")
     if name.startswith("cli:"):
-        raise InvalidInput("A consumer's name begins not with cli:, which stands for commands.")
+        raise InvalidInput("A consumer's name does not begin with cli:, which stands for commands.")
     if name == ANONYMOUS:
         raise InvalidInput(f"{ANONYMOUS} stands for callers without a key; name another one.")
     if name != consumer or not name.isprintable():  # it stands in lines of logs and tables

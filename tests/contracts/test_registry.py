@@ -598,7 +598,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("name", ["cli:root@host", " cli:root@host", "\rcli:root@host"])
     def test_consumer_is_no_command(self, registry: Registry, name: str) -> None:
-        with pytest.raises(InvalidInput, match="begins not with cli:"):
+        with pytest.raises(InvalidInput, match="does not begin with cli:"):
             registry.keys.create(name, Scope.READ)
 
     @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_runbooks_do_what_they_say(printed: list[str], tmp_path: Path) -> None:
     compared = re.findall(r"(\d+) stored vectors were compared, bit by bit: all are the same", text)
     assert compared == ["34", "17"]  # restored with what can be gone back to; moved without
     assert "Version 1 is live, from snapshot v1-" in text
-    assert len(re.findall(r"stored vectors of \d snapshots are what was registered", text)) == 4
+    assert len(re.findall(r"stored vectors of \d snapshots? are what was registered", text)) == 4
     assert len(re.findall(r"transform.safetensors is registered but missing", text)) == 1
     assert "The registry's schema is at " in text
     assert '"live_version":1' in text

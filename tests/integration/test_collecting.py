@@ -285,7 +285,9 @@ class TestStored:
         rows = {Entity.ITEM: {"item 1": np.zeros(2, np.float32)}}
         home.backcast.store.load(stray, 2, {Entity.ITEM: 1}, batches(rows))
         home.backcast.artifacts.write(f"drifts/{stray}", {"manifest.json": b"{}"})
-        assert names(collect(home.backcast, HOUR, "ann")) == [("stored", stray)]
+        [doomed] = collect(home.backcast, HOUR, "ann")
+        assert (doomed.what, doomed.name) == ("stored", stray)
+        assert doomed.reason == "drift bounds in the store, of nothing that is live or in its grace"
         assert kept in home.backcast.store.snapshots()
         assert folders(home, "drifts") == [kept]
 

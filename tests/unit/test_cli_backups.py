@@ -60,7 +60,7 @@ def test_faults_are_lines_and_an_exit_status(shell: Shell) -> None:
     lost.unlink()
     found = shell("verify")
     assert (found.code, found.output) == (1, f"file://{lost} is registered but missing.\n")
-    assert found.log.splitlines()[-1] == "error: 1 things are not as they were registered."
+    assert found.log.splitlines()[-1] == "error: 1 thing is not as it was registered."
     assert json.loads(shell("verify", "--json").output)["faults"] == [found.output.strip()]
     assert "verify" in shell("verify", "--backup", "kept").log
 

@@ -184,3 +184,8 @@ def test_what_can_be_served_is_told_only_where_it_is_known(
     assert "servable_versions" not in cls(7, None).data
     assert cls(7, ()).data["servable_versions"] == []
     assert cls(7, (0, 2)).data["servable_versions"] == [0, 2]
+
+
+def test_one_vector_is_spoken_of_as_one() -> None:
+    message = errors.NotFinite(1, "item", "B1").message
+    assert message == "1 vector holds NaN or infinite values; the first is that of item 'B1'."
