@@ -161,6 +161,10 @@ def _replacing(out: Path) -> Iterator[Path]:
         raise InvalidInput(f"{out} is no file that could be replaced; name another one.")
     unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
+        unfinished.touch(exist_ok=False)
+    except OSError as error:  # of a name that nobody gave
+        raise OSError(error.errno, error.strerror, str(out)) from error
+    try:
         yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())

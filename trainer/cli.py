@@ -1,12 +1,14 @@
 """Commands of the trainer: data, train, publish, infer, methods, benchmark, demo."""
 
+import logging
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from backcast.cli.acting import Reason
-from backcast.cli.output import interruptible, print_json, print_table, progress, say
+from backcast.cli.output import interruptible, note, print_json, print_table, progress, say
 from backcast.errors import ConfigError
 from trainer.data.cli import app as data_app
 
@@ -69,7 +71,7 @@ def train(
     from trainer.data.dataset import Dataset, resolve_until
     from trainer.fitting import EpochReport
     from trainer.methods import method as method_named
-    from trainer.training import TrainRequest, train_version
+    from trainer.training import TrainRequest, choose_parent, train_version
 
     settings = Settings.load()
     training = TrainConfig.load(
@@ -82,7 +84,8 @@ def train(
         seed=seed,
         device=device or settings.device,
     )
-    dataset = Dataset.read(data)
+    with interruptible("Interrupted: nothing was registered."):
+        dataset = Dataset.read(data)
     request = TrainRequest(
         dataset,
         training,
@@ -102,6 +105,13 @@ def train(
             advance(report.epoch, describe(report))
 
         artifacts = Artifacts(settings.artifacts_root)
+        chosen = choose_parent(registry.deployments.catalog(), parent)
+        if chosen is not None and request.until < chosen.until:
+            note(
+                f"It sees less than its parent: interactions until {_shown(request.until)}, "
+                f"version {chosen.number} until {_shown(chosen.until)}.",
+                logging.WARNING,
+            )
         version = train_version(registry, artifacts, request, on_epoch)
         recorded.found["version"] = version.number
     if as_json:
@@ -270,6 +280,10 @@ def describe(report: Any) -> str:
     return " · ".join(words)
 
 
+def _shown(moment: int) -> str:
+    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _print_trained(version: "Version") -> None:
     to = "" if version.parent is None else f", compatible with version {version.parent}"
     metrics = version.details["metrics"].items()
@@ -282,7 +296,7 @@ def _print_trained(version: "Version") -> None:
         ],
         title=f"Version {version.number} is registered: {version.dim} dimensions{to}",
     )
-    say(f"Method: {version.method}")
+    say(f"Method: {version.method}; interactions until {_shown(version.until)}")
     say(f"Next: backcast publish {version.number}, then backcast promote {version.number}")
 
 
@@ -304,6 +318,7 @@ def publish(
     from backcast import acts
     from backcast.artifacts import Artifacts
     from backcast.cli.acting import acting
+    from backcast.lifecycle import demand_promotable
     from backcast.registry import open_registry
     from backcast.settings import Settings
     from trainer.data.dataset import Dataset, resolve_until
@@ -311,10 +326,13 @@ def publish(
 
     settings = Settings.load()
     with (
+        interruptible(f"Interrupted; publish version {version} again."),
         open_registry(settings) as registry,
         acting(registry, acts.publishing(version, reason)) as recorded,
     ):
-        dataset = Dataset.read(data or Path(registry.versions.get(version).dataset))
+        known = registry.versions.get(version)
+        demand_promotable(known)
+        dataset = Dataset.read(data or Path(known.dataset))
         moment = resolve_until(dataset, until)
         rows = dataset.users_known(moment) + dataset.items_known(moment)
         with progress("vectors", rows) as advance:
@@ -336,7 +354,7 @@ def publish(
         say(f"Snapshot {record.id} of version {version}: {counts}, {record.dim} dimensions.")
         unseen = len(dataset.item_ids) - dataset.items_known(moment)
         if unseen:
-            say(f"{unseen} items have no interaction until then and get no vector.")
+            say(f"{unseen} items have no interaction until {_shown(moment)} and get no vector.")
         say(f"Next: {after_publishing(version, live)}")
 
 

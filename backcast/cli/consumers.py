@@ -51,6 +51,7 @@ def deprecate_command(
         raise InvalidInput("Name either a --sunset, such as 2027-01-31, or --withdraw.")
     moment = None if sunset is None else read_moment("--sunset", sunset)
     with open_backcast(Settings.load()) as backcast:
+        live = backcast.registry.deployments.live()
         if moment is None:
             with acting(backcast.registry, acts.withdrawing(version, reason)):
                 ending = withdraw_deprecation(backcast, version, actor=actor())
@@ -65,6 +66,8 @@ def deprecate_command(
         say(f"Version {version} is not deprecated any more.")
     else:
         say(f"Version {version} is deprecated, and served until {ending.sunset_at.isoformat()}.")
+        if live is not None and live.version == version:
+            say("It is live: its answers name no successor until a newer version is.")
 
 
 def retire_command(
@@ -135,6 +138,8 @@ def usage_command(
     """Show who asked for which version: requests, vectors, and the last UTC day."""
     since = first_day(days)
     with open_registry(Settings.load()) as registry:
+        if version is not None:
+            registry.versions.get(version)
         uses = registry.usage.since(since, version)
     if as_json:
         print_json({"since": since, "usage": [asdict(use) for use in uses]})

@@ -7,6 +7,7 @@ import typer
 
 from backcast.cli.output import print_json, print_table, progress, say
 from backcast.lifecycle import compare_with_live, deployment_diff, open_backcast
+from backcast.lifecycle.gates import UNCOMPARED
 from backcast.registry import open_registry
 from backcast.settings import Settings
 from backcast.versions import Entity
@@ -121,7 +122,7 @@ def print_gates(gates: Sequence[Mapping[str, Any]], title: str = "Gates") -> Non
         [
             (
                 gate["name"],
-                "passed" if gate["passed"] else "FAILED",
+                _result(gate),
                 _short(gate["figure"]),
                 _short(gate["threshold"]),
                 gate["finding"],
@@ -130,6 +131,12 @@ def print_gates(gates: Sequence[Mapping[str, Any]], title: str = "Gates") -> Non
         ],
         title=title,
     )
+
+
+def _result(gate: Mapping[str, Any]) -> str:
+    if not gate["passed"]:
+        return "FAILED"
+    return "not measured" if gate["name"] in UNCOMPARED else "passed"
 
 
 def print_diff(diff: Mapping[str, Any]) -> None:

@@ -13,6 +13,9 @@ from backcast.versions import Live, SnapshotRecord, Version
 FORCEABLE = frozenset({"lineage", "coverage", "change", "metric"})
 """What force overrides. What is not as it was registered, or not finite, is never served."""
 
+UNCOMPARED = ("coverage", "change")
+"""What stands for the gates of each entity kind and version where nothing was compared."""
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -136,7 +139,7 @@ def _change_gate(target: TargetDiff, threshold: float) -> Gate:
 
 def uncompared_gates(reason: str, *, passed: bool) -> list[Gate]:
     """Say why nothing was compared with what is live."""
-    return [Gate(name, passed, f"not measured: {reason}") for name in ("coverage", "change")]
+    return [Gate(name, passed, f"not measured: {reason}") for name in UNCOMPARED]
 
 
 def metric_gate(version: Version, live: Live | None, threshold: float) -> Gate:

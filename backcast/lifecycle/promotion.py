@@ -45,6 +45,7 @@ from backcast.versions import (
     Lineage,
     Live,
     SnapshotRecord,
+    VersionState,
 )
 
 
@@ -66,6 +67,12 @@ class Candidate:
     def live(self) -> Live | None:
         """What was live."""
         return self.catalog.live
+
+    @property
+    def was_live(self) -> bool:
+        """Whether the version was live before the one that is."""
+        states = {v.number: v.state for v in self.catalog.versions}
+        return states[self.version] is VersionState.SUPERSEDED
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ def promote(
         lambda done: report("check", round(0.4 * done, 2)),
     )
     try:
-        _demand(plan, force=force)
+        _demand(plan, candidate, force=force)
         rounding = _load(backcast, plan, report)
         if plan.live is not None and plan.live.snapshot == plan.snapshot:
             return Promoted(_still_live(backcast, plan.live), rounding)
@@ -402,19 +409,24 @@ def _verify(backcast: Backcast, snapshot: SnapshotRecord, others: Sequence[Gate]
     return _Found([*snapshot_gates(snapshot, rows, None), *others])
 
 
-def _demand(plan: Plan, *, force: bool) -> None:
+def _demand(plan: Plan, candidate: Candidate, *, force: bool) -> None:
     failed = [gate for gate in plan.gates if not gate.passed]
     blocking = [gate for gate in failed if not force or not gate.forceable]
     if blocking:
+        findings = "; ".join(f"gate {gate.name}: {gate.finding.rstrip('.')}" for gate in blocking)
         what = "it" if len(blocking) == 1 else "them"
         hint = (
-            f". Force, with a reason, overrides {what}: "
+            f" Force, with a reason, overrides {what}: "
             f"`backcast promote {plan.version} --force --reason …`."
         )
+        if candidate.was_live and any(gate.name == "lineage" for gate in blocking):
+            hint = (
+                " To go back to what was live before, `backcast rollback` first: it is one switch "
+                f"in the grace period, and the versions between say why they are left.{hint}"
+            )
         raise Conflict(
-            f"Version {plan.version} is not promoted: "
-            + "; ".join(f"gate {gate.name}: {gate.finding}" for gate in blocking)
-            + (hint if all(gate.forceable for gate in blocking) else "."),
+            f"Version {plan.version} is not promoted: {findings}."
+            + (hint if all(gate.forceable for gate in blocking) else ""),
             gates=[asdict(gate) for gate in plan.gates],
         )
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from backcast.versions import Live, Use
 from tests.support import build_home
 from tests.trainer_support import command, environment, synthetic, threads
 from trainer.cli import after_publishing, train
+from trainer.data.dataset import Dataset, resolve_until
 from trainer.methods import DEFAULT_METHOD
 
 TINY = """\
@@ -196,7 +197,11 @@ ERRORS = [
         "Recipe 'slow' is unknown; there are fast, published",
     ),
     (("train", "--data", "DATA", "--until", "1", "--preset", "huge"), {}, "Preset 'huge'"),
-    (("train", "--data", "DATA", "--until", "1", "--config", "no.toml"), {}, "no.toml cannot be"),
+    (
+        ("train", "--data", "DATA", "--until", "1", "--config", "no.toml"),
+        {},
+        "no.toml cannot be read: No",
+    ),
     (("train", "--data", "DATA", "--until", "1", "--lambda", "-1"), {}, "alignment_weight"),
     (("train", "--data", "DATA", "--until", "1", "--epochs", "0"), {}, "epochs"),
     (("train", "--data", "DATA", "--until", "1", "--seed", "-1"), {}, "seed"),
@@ -322,6 +327,9 @@ def test_versions_for_a_person(published: Shell) -> None:
 
 
 def test_versions_says_how_each_one_ends_and_why(published: Shell) -> None:
+    live = published("deprecate", "1", "--sunset", "2099-01-31").output.splitlines()
+    assert live[1:] == ["It is live: its answers name no successor until a newer version is."]
+    published("deprecate", "1", "--withdraw")
     published("deprecate", "0", "--sunset", "2099-01-31", "--reason", "use version 2")
     assert published("versions").output.splitlines()[-1:] == [
         "Version 0 is deprecated, and served until 2099-01-31 00:00 UTC: use version 2"
@@ -338,6 +346,9 @@ def test_an_empty_list_is_a_sentence(published: Shell) -> None:
     assert "One begins with its first key: " in published("consumers").output
     assert published("usage").output.startswith("Nobody asked for a vector since ")
     assert published("usage", "--version", "0").output.startswith("Nobody asked for version 0 ")
+    unknown = published("usage", "--version", "9")
+    assert (unknown.code, unknown.output) == (1, "")
+    assert unknown.log.startswith("error: Version 9 does not exist; ")
 
 
 def test_publishing_says_what_comes_next() -> None:
@@ -362,13 +373,20 @@ def test_training_and_publishing_for_a_person(shell: Shell) -> None:
         first = shell(*start, "--until", "0.5")
         second = shell(*start, "--until", "0.6", "--horizon", "0.7", "--lambda", "4")
         snapshot = shell("publish", "1", "--until", "0.6")
-    assert [result.code for result in (first, second, snapshot)] == [0, 0, 0]
+        third = shell(*start, "--until", "0.55")
+    assert [result.code for result in (first, second, snapshot, third)] == [0, 0, 0, 0]
 
     assert "Version 0 is registered: 8 dimensions\n" in first.output
     assert first.output.endswith(
-        "Method: intended-only\nNext: backcast publish 0, then backcast promote 0\n"
+        f"Method: intended-only; interactions until {moment(dataset, 0.5)}\n"
+        "Next: backcast publish 0, then backcast promote 0\n"
     )
-    assert "\nMethod: grown-direct\n" in second.output
+    until = moment(dataset, 0.6)
+    assert f"\nMethod: grown-direct; interactions until {until}\n" in second.output
+    assert third.log.splitlines()[0] == (
+        f"It sees less than its parent: interactions until {moment(dataset, 0.55)}, "
+        f"version 1 until {until}."
+    )
     assert metrics_in(first) == {"selected_epoch", "selection_recall_at_50", "seconds"}
     assert "Version 1 is registered: 10 dimensions, compatible with version 0\n" in second.output
     aligned = {"recall_at_50", "parent_recall_at_50", "alignment_error", "parent_norm"}
@@ -391,9 +409,31 @@ def test_training_and_publishing_for_a_person(shell: Shell) -> None:
     assert published is not None
     assert snapshot.output == (
         f"Snapshot {published.id} of version 1: {users} users, {items} items, 10 dimensions.\n"
-        f"{unseen} items have no interaction until then and get no vector.\n"
+        f"{unseen} items have no interaction until {until} and get no vector.\n"
         "Next: backcast promote 1\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("train", "--data", "shop", "--until", "1"), "Interrupted: nothing was registered.\n"),
+        (("publish", "2", "--data", "shop"), "Interrupted; publish version 2 again.\n"),
+    ],
+)
+def test_reading_the_data_can_be_interrupted(
+    published: Shell, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], line: str
+) -> None:
+    def interrupt(_folder: Path) -> Dataset:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset, "read", interrupt)
+    result = published(*arguments)
+    assert (result.code, result.output, result.log) == (130, "", line)
+
+
+def moment(dataset: Dataset, fraction: float) -> str:
+    return f"{datetime.fromtimestamp(resolve_until(dataset, fraction), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def metrics_in(result: Result) -> set[str]:
@@ -415,6 +455,29 @@ def test_a_dry_run_that_fails_says_which_gate_and_ends_with_1(published: Shell) 
     assert re.search(
         r"lineage\s+│ FAILED │\s+- │\s+- │ chain 2 → 0; live version 1 is not on", shown.output
     )
+
+
+def test_what_was_live_before_is_gone_back_to_by_a_rollback(published: Shell) -> None:
+    assert "`backcast rollback` first" in published("promote", "0").log
+    beside = published("promote", "2").log
+    assert "gate lineage" in beside
+    assert "rollback" not in beside
+
+
+def test_gates_that_could_not_measure_do_not_say_that_they_passed(shell: Shell) -> None:
+    with build_home(shell.home):
+        shown = shell("promote", "0", "--dry-run").output
+    for gate in ("coverage", "change"):
+        assert re.search(rf"│ {gate} +│ not measured │ +- │ +- │ not measured: nothing is", shown)
+    assert re.search(r"│ lineage +│ passed +│", shown)
+
+
+def test_findings_that_are_sentences_end_with_one_stop(published: Shell) -> None:
+    [maps] = (published.home / "artifacts" / "versions").glob("v2-*/transform.safetensors")
+    maps.unlink()
+    refused = published("promote", "2")
+    assert "gate maps: " in refused.log
+    assert ".." not in refused.log
 
 
 def test_a_diff_for_a_person_and_for_a_script(published: Shell) -> None:
@@ -631,6 +694,7 @@ def test_a_version_ends_announced_and_unused(published: Shell) -> None:
     assert ending["sunset_at"] == "2099-01-31T18:00:00+00:00"
     refused = published("retire", "0")
     assert refused.code == 1
+    assert refused.log.startswith("error: Version 0 cannot be retired yet: pinned to it: ranking;")
     assert "pinned to it: ranking; announced to last until 2099-01-31T18:00" in refused.log
     assert published("pin", "ranking", "1").output == "Consumer ranking is pinned to version 1.\n"
     assert published("deprecate", "0", "--withdraw").output.endswith("not deprecated any more.\n")

@@ -178,6 +178,13 @@ def check(home: Home, target: int, entity: Entity, found: NDArray[np.float32]) -
     assert np.all(errors <= 1e-5 * gain(home, target, 2) * norms)
 
 
+@pytest.mark.usefixtures("home")
+def test_export_into_no_folder_names_the_file_that_was_asked_for(shell: Shell) -> None:
+    result = shell("export", "--version", "0", "--out", "nodir/x.parquet")
+    assert (result.code, result.output) == (1, "")
+    assert result.log.splitlines()[-1] == "error: nodir/x.parquet: No such file or directory."
+
+
 def test_export_of_one_kind(shell: Shell, home: Home) -> None:
     result = shell("export", "--version", "0", "--out", "users.parquet", "--entity", "user")
     assert result.output == (

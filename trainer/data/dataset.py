@@ -261,7 +261,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
             "Name a new folder."
         )
     if present and not overwrite:
-        raise DataError(f"{target} already holds a data set. Name a new folder, or overwrite it.")
+        raise DataError(
+            f"{target} already holds a data set. Name a new folder, or replace it with --overwrite."
+        )
 
 
 def write_dataset(

@@ -175,5 +175,6 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["absent.toml", "."], ids=["absent", "folder"])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+    said = rf"{name} cannot be read: (No such file or directory|Is a directory)\.$"
+    with pytest.raises(ConfigError, match=said):
         TrainConfig.load("small", tmp_path / name)

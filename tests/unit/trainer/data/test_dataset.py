@@ -250,7 +250,9 @@ def test_wrong_columns_and_no_interactions_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_existing_data_set_is_replaced_only_when_told(shop: Path) -> None:
-    with pytest.raises(DataError, match=r"already holds a data set. Name a new folder, or overwr"):
+    with pytest.raises(
+        DataError, match=r"already holds a data set. Name a new folder, or .* --overwrite"
+    ):
         written(shop)
     written(shop, name="second", overwrite=True)
     assert Dataset.read(shop).name == "second"
