@@ -351,9 +351,13 @@ class Lifecycle(RuleBasedStateMachine):
             for entity in Entity
         }
         given = batches({entity: found for entity, found in by_entity.items() if found})
-        nothing = [] if self.model.published(version, rows).rows else [InvalidInput]
+        why_not: list[type[BackcastError]] = []
+        if self.model.states[version] == "retired":
+            why_not = [VersionRetired]
+        elif not self.model.published(version, rows).rows:
+            why_not = [InvalidInput]
         record = self.act(
-            lambda: publish(backcast.registry, backcast.artifacts, version, given, {}), *nothing
+            lambda: publish(backcast.registry, backcast.artifacts, version, given, {}), *why_not
         )
         if record is not None:
             self.model.publish(record.id, version, rows)
