@@ -17,7 +17,7 @@ from service import problems
 from service.access_log import AccessLog
 from service.admission import Admission
 from service.correlation import Correlation
-from service.declarations import component_schemas
+from service.declarations import component_schemas, restore_nulls
 from service.draining import draining
 from service.metrics.meter import Meter
 from service.metrics.middleware import Metered
@@ -34,6 +34,10 @@ Every historical version of an embedding, served from the latest vectors.
 Ask for the version that your model was trained on: the answer has that version's dimension and
 says, in `Backcast-*` headers, which version it is compatible with and which snapshot it was made
 from. Nothing is ever substituted. Errors are problem documents (RFC 9457) with a stable `type`.
+
+What no call promises, any may be answered with: 500 where something is broken here (the log has it,
+under the answer's `X-Request-Id`), and, before it is known which call it is, 400 where a request is
+not HTTP and 431 where its line and headers are too long.
 """
 
 
@@ -110,6 +114,7 @@ class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         document["components"]["schemas"].update(component_schemas())
+        restore_nulls(document, {embeddings.BATCH: embeddings.BATCH_EXAMPLE})
         return document
 
 

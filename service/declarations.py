@@ -2,6 +2,7 @@
 and write for themselves.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi.security import HTTPBearer
@@ -9,7 +10,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service import problems
-from service.documents import BatchRequest, EmbeddingQuery, ProblemDocument
+from service.documents import (
+    BatchRequest,
+    Document,
+    EmbeddingQuery,
+    ProblemDocument,
+    RequestDocument,
+)
 from service.documents_changes import EraseRequest, UpsertQuery, UpsertRequest
 from service.requests import EXPECT_SNAPSHOT
 from service.wire import Format
@@ -161,6 +168,27 @@ def component_schemas() -> dict[str, Any]:
     )
     components: dict[str, Any] = schemas["$defs"]
     return components
+
+
+def restore_nulls(document: dict[str, Any], batches: Mapping[str, Any]) -> None:
+    """Put the nulls back into the examples of ``document``: FastAPI has left them out.
+
+    ``batches`` are the examples of answers to a batch, by path.
+    """
+    schemas = document["components"]["schemas"]
+    for model in (*_family(Document), *_family(RequestDocument)):
+        more = model.model_config.get("json_schema_extra")
+        if isinstance(more, dict) and model.__name__ in schemas:
+            schemas[model.__name__].update(more)
+    for path, example in batches.items():
+        answer = document["paths"][path]["post"]["responses"]["200"]
+        answer["content"][Format.JSON.value]["example"] = example
+
+
+def _family(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for child in model.__subclasses__():
+        yield from _family(child)
 
 
 def _vectors(

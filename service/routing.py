@@ -4,7 +4,7 @@ from starlette.types import Scope
 
 from service.routes import embeddings
 
-BATCH, CHANGES = "/embeddings/batch", "/admin/embeddings"
+BATCH, CHANGES = embeddings.BATCH, "/admin/embeddings"
 """Paths that have gates: their requests may be refused before the router is asked."""
 
 

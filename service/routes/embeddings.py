@@ -71,6 +71,8 @@ PREFIX = "/embeddings/"
 ROUTE = f"{PREFIX}{{id}}"
 """The template of the path of one vector, by which its requests are counted and recorded."""
 
+BATCH = f"{PREFIX}batch"
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -92,7 +94,7 @@ _ABOUT = {
 }
 _VECTOR = [0.12, -0.5, 0.25, 1.75]
 _ONE = {"id": "B00005N7P0", **_ABOUT, "embedding": _VECTOR}
-_BATCH = {
+BATCH_EXAMPLE = {
     **_ABOUT,
     "count": 2,
     "missing": ["B0000AZW7F"],
@@ -104,11 +106,11 @@ _BATCH = {
 
 
 @router.post(
-    "/embeddings/batch",
+    BATCH,
     summary="Many vectors",
     response_class=Response,
     responses={
-        **many_vectors(BatchDocument, _BATCH),
+        **many_vectors(BatchDocument, BATCH_EXAMPLE),
         **problem_responses(401, 403, 404, 406, 408, 409, 410, 412, 413, 415, 422, 429, 503),
     },
     openapi_extra=batch_request(),

@@ -241,3 +241,10 @@ def test_what_a_value_should_be_is_said_in_words(
     assert response.status_code == 422
     assert response.json()["detail"] == detail
     assert [error["loc"] for error in response.json()["errors"]] == [loc]
+
+
+@pytest.mark.parametrize("path", ["/embeddings/i0001?version=0", "/versions", "/admin/keys"])
+def test_a_head_alone_is_not_to_be_had(client: TestClient, path: str) -> None:
+    response = client.head(path)
+    assert response.status_code == 405
+    assert "GET" in response.headers["Allow"]

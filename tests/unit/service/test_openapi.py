@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from service.documents import BatchDocument
 from service.openapi import render
+from service.problems import HTTP_CODES, STATUS
 from service.wire import Format
 
 COPY = Path(__file__).parents[3] / "docs" / "openapi.json"
@@ -84,3 +86,29 @@ def test_every_reference_leads_somewhere() -> None:
 def test_scheme_is_a_bearer_key() -> None:
     scheme = DOCUMENT["components"]["securitySchemes"]["key"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+
+
+def test_examples_show_null_where_the_service_sends_it() -> None:
+    answer = DOCUMENT["paths"]["/embeddings/batch"]["post"]["responses"]["200"]
+    example = answer["content"][Format.JSON]["example"]
+    assert example["embeddings"][1] == {"id": "B0000AZW7F", "status": "missing", "embedding": None}
+    BatchDocument.model_validate(example)
+    schemas = DOCUMENT["components"]["schemas"]
+    (operation,) = schemas["OperationDocument"]["examples"]
+    assert {"result", "error", "finished_at"} <= set(operation)
+    assert schemas["PinRequest"]["examples"] == [{"pin": 2}, {"pin": None}]
+
+
+def test_examples_are_what_they_are_examples_of() -> None:
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        for example in schema.get("examples", ()):
+            missing = set(schema.get("required", ())) - set(example)
+            assert not missing, name
+
+
+def test_what_any_call_may_be_answered_with_is_said() -> None:
+    promised = {status for c in OPERATIONS for status in c.values[1]["responses"]}  # type: ignore[index]
+    unsaid = {f"{status}" for status in [*STATUS.values(), *HTTP_CODES]} - promised
+    assert unsaid == {"400", "405", "431", "500"}
+    for status in unsaid - {"405"}:
+        assert status in DOCUMENT["info"]["description"]
