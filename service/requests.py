@@ -53,12 +53,24 @@ async def find_reader(request: Request) -> Key | None:
         Unauthorized, Forbidden: the caller may not read.
         RateLimited: not now.
     """
-    caller, state = await _find_key(request), state_of(request)
-    if caller is not None or state.settings.reads != "open":
-        caller = demand(caller, Scope.READ)
-    if state.limits.on and PAID not in request.scope:
-        await state.limits.pay(caller, REQUESTS)
+    caller = await find_unpaid_reader(request)
+    await pay_for_request(request, caller)
     return caller
+
+
+async def find_unpaid_reader(request: Request) -> Key | None:
+    """Return the same before it has paid for the request; raise Unauthorized or Forbidden."""
+    caller = await _find_key(request)
+    if caller is not None or state_of(request).settings.reads != "open":
+        caller = demand(caller, Scope.READ)
+    return caller
+
+
+async def pay_for_request(request: Request, caller: Key | None) -> None:
+    """Pay for the request itself, whatever it is about; raise RateLimited."""
+    limits = state_of(request).limits
+    if limits.on and PAID not in request.scope:
+        await limits.pay(caller, REQUESTS)
 
 
 async def pay_for_one(request: Request, caller: Key | None) -> None:

@@ -47,8 +47,10 @@ from service.requests import (
     choose_format,
     choose_snapshot,
     find_reader,
+    find_unpaid_reader,
     parse_query,
     pay_for_one,
+    pay_for_request,
     read_id,
     read_query,
     recall_reader,
@@ -121,9 +123,10 @@ async def post_batch(request: Request) -> Response:
     An id without a vector is no error: it is named in `missing` (JSON), null (Arrow) or a row
     of NaN (raw float32). Beside an Arrow stream of ids, version and entity stand in the query.
     """
-    caller = await find_reader(request)
+    caller = await find_unpaid_reader(request)
     place: Place = request.scope[PLACE]
     place.take(ANONYMOUS if caller is None else caller.consumer)
+    await pay_for_request(request, caller)  # who finds no place has paid nothing
     state = state_of(request)
     read = batch_reader(request, state.settings.max_batch)
     format = choose_format(request)

@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from backcast.errors import ConfigError, RateLimited
+from backcast.registry.consumers import ANONYMOUS
 from backcast.settings import Settings
 from backcast.versions import Key, Scope
 from service.limits import REQUESTS, VECTORS, Counts, Limits, Rate, open_limits, rates_of
@@ -242,6 +243,16 @@ def test_what_is_no_read_is_not_limited(home: Home) -> None:
         for path in ("/admin/deployments", "/livez", "/readyz"):
             assert codes([client.get(path) for _ in range(5)]) == [200] * 5
         assert 429 in codes([client.get("/versions") for _ in range(30)])
+
+
+def test_a_batch_that_finds_no_place_pays_nothing(home: Home) -> None:
+    places = {"batches_at_once": 1, "batches_waiting": 1}  # one for each consumer
+    with client_of(home, reads="open", requests_per_second=1, **places) as client:
+        del client.headers["Authorization"]
+        with client.app_state["service"].batches.opened() as place:
+            place.take(ANONYMOUS)
+            assert codes([batch(client, 1) for _ in range(3)]) == [503] * 3
+        assert batch(client, 1).status_code == 200
 
 
 def test_everybody_without_a_key_is_one_consumer(home: Home) -> None:
