@@ -88,8 +88,8 @@ class Settings(BaseSettings):
         default=10.0,
         gt=0,
         le=3600,
-        description="How long a connection may take to bring a request's line and headers; looked "
-        "at this often, so it may be twice as long.",
+        description="How long a connection may take to bring a request's line and headers, or to "
+        "take anything of an answer; looked at this often, so it may be twice as long.",
     )
     keep_alive_seconds: int = Field(
         default=75,

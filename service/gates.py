@@ -49,9 +49,11 @@ class Gate:
     def opened(self) -> Iterator["Place"]:
         """Yield a place that may be taken, until the block ends."""
         place = Place(self)
+        place.ends = self.seconds < math.inf
         try:
             yield place
         finally:
+            place.ends = False
             if place.consumer is not None:
                 self.inside -= 1
                 self._places[place.consumer] -= 1
@@ -80,11 +82,17 @@ class Gate:
 
 
 class Place:
-    """One request's place within a gate: nobody's at first."""
+    """One request's place within a gate: nobody's at first.
+
+    Attributes:
+        consumer: whose it is.
+        ends: whether the gate ends the request, should it take too long.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.consumer: str | None = None
+        self.ends = False
 
     def take(self, consumer: str) -> None:
         """Be inside until the answer's end; raise Overloaded where there is no room."""

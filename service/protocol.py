@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from backcast import logs
 from backcast.errors import Overloaded
 from service.correlation import HEADER, Correlation
+from service.gates import PLACE, Place
 from service.metrics.meter import NONE, OTHER
 from service.metrics.middleware import Metered
 from service.problems import HTTP_CODES, describe, problem
@@ -38,14 +39,17 @@ class Protocol(HttpToolsProtocol):
 
     For one too many, that is closed which has been idle longest. Where none is, only health checks
     and scrapes are answered with more than a 503 on the new one, and it is closed. One that does
-    not bring a request's head in time, or does not take the end of an answer, is cut. One that asks
-    too much at once is closed when it was answered what it had asked before.
+    not bring a request's head in time, or does not take the end of an answer, is cut, and so is one
+    that takes nothing of an answer for as long. One that asks too much at once is closed when it
+    was answered what it had asked before.
     """
 
     _state: State
     _watch: TimerHandle
     _idle: OrderedDict[Transport, None]
     _seen: Any = None  # the request at which the connection stood still at the last look
+    _left = 0  # bytes that were too many to write more at the last look, and ever since
+    _running: RequestResponseCycle | None = None  # where others wait for it, it is not the last
     _read_on = True
     _in_head = False
     _head = 0
@@ -94,6 +98,11 @@ class Protocol(HttpToolsProtocol):
                 self._state.shed["large heads"] += 1
                 self.transport.abort()
 
+    def resume_writing(self) -> None:
+        """Go on with an answer, of which enough was taken."""
+        self._left = 0
+        super().resume_writing()
+
     def on_message_begin(self) -> None:
         """Begin a request; raise where too many wait, so that the parser stops and this is refused.
 
@@ -128,6 +137,10 @@ class Protocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._idle[self.transport] = None
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser cannot read, or was not let read on."""
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
@@ -152,7 +165,7 @@ class Protocol(HttpToolsProtocol):
         self._watch = self.loop.call_later(self._state.settings.head_seconds, self._look)
 
     def _look(self) -> None:
-        if self._stands_still() and self._seen is self.scope:
+        if self._takes_nothing() or (self._stands_still() and self._seen is self.scope):
             self._state.shed["slow connections"] += 1
             self.transport.abort()
             return
@@ -162,7 +175,20 @@ class Protocol(HttpToolsProtocol):
     def _stands_still(self) -> bool:
         """Tell whether the client ought to send or take something now."""
         between_requests = self.timeout_keep_alive_task is not None
-        return not self._is_answering() and (not between_requests or self.transport.is_closing())
+        return self.transport.is_closing() or not (self._is_answering() or between_requests)
+
+    def _takes_nothing(self) -> bool:
+        """Tell whether nothing was taken of an answer since the last look."""
+        waits = self.flow.write_paused and not self._is_timed()
+        before, self._left = self._left, self.transport.get_write_buffer_size() if waits else 0
+        return 0 < before <= self._left
+
+    def _is_timed(self) -> bool:
+        """Tell whether a gate ends the answer that has begun."""
+        if self._running is None or not self._running.response_started:
+            return False
+        place = self._running.scope.get(PLACE)
+        return isinstance(place, Place) and place.ends
 
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle

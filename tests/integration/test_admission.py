@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 import time
+from asyncio import BaseTransport
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -73,6 +74,13 @@ class Served:
         lines += [f"{name}: {value}" for name, value in {**self._headers, **headers}.items()]
         return "\r\n".join([*lines, "", ""]).encode()
 
+    def shedding(self, **expected: int) -> None:
+        """Wait until so many were refused, by the limit, and no others."""
+        deadline, wanted = time.monotonic() + PATIENCE_S, Counter(expected)
+        while (shed := Counter(self.state.shed)) != wanted:
+            assert time.monotonic() < deadline, shed
+            time.sleep(0.01)
+
     def holding(self, inside: int) -> None:
         """Wait until so many batches are inside."""
         deadline = time.monotonic() + PATIENCE_S
@@ -81,8 +89,16 @@ class Served:
             time.sleep(0.01)
 
 
+class Unbuffered(Protocol):
+    """A connection of which the system keeps little: what is not read stays with the service."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        super().connection_made(transport)
+
+
 @contextmanager
-def serving(home: Home, **settings: Any) -> Iterator[Served]:
+def serving(home: Home, *, unbuffered: bool = False, **settings: Any) -> Iterator[Served]:
     states: dict[str, Any] = {}
     service = create_app(home.settings.model_copy(update=settings))
 
@@ -90,7 +106,7 @@ def serving(home: Home, **settings: Any) -> Iterator[Served]:
         states.update(scope.get("state", {}))
         await service(scope, receive, send)
 
-    options = {"http": Protocol, "timeout_keep_alive": 60}
+    options = {"http": Unbuffered if unbuffered else Protocol, "timeout_keep_alive": 60}
     headers = bearer(secret_of(home, Scope.ADMIN))
     with running(app, **options) as url:
         served = Served(url, headers, states)
@@ -182,7 +198,11 @@ def test_one_consumer_leaves_half_of_the_places_to_others(home: Home) -> None:
     slow = bearer(secret_of(home))
     batch = {"ids": ["item 0"], "version": 0}
     with ExitStack() as stack:
-        settings = {"batches_at_once": 1, "batches_waiting": 3, "key_cache_seconds": 60}
+        settings: dict[str, Any] = {
+            "batches_at_once": 1,
+            "batches_waiting": 3,
+            "key_cache_seconds": 60,
+        }
         served = stack.enter_context(serving(home, **settings))
         url = f"{served.url}/embeddings/batch"
         assert httpx2.post(url, json=batch, headers=slow).status_code == 200  # the key is known now
@@ -266,7 +286,8 @@ def test_answer_that_nobody_takes_is_cut_off(home: Home, format: Format, count: 
         with served.connected(request, SO_RCVBUF=4096) as client:
             served.holding(1)
             served.holding(0)
-            assert served.state.shed == {"slow batches": 1}
+            assert served.state.shed["slow batches"] == 1
+            served.shedding(**{"slow batches": 1, "slow connections": 1})
             received, piece = 0, b"first"
             with suppress(ConnectionResetError):
                 while piece:
@@ -440,6 +461,33 @@ def test_rest_of_a_body_that_was_refused_is_not_waited_for(home: Home) -> None:
         assert_problem(client, 413, "content-too-large")
         client.sendall(b" " * 10)
         assert is_closed(client)
+
+
+@pytest.mark.parametrize(
+    "next",
+    [b"GET /livez", b"GET /openapi.json", b"PUT /admin/embeddings", b"POST /embeddings/batch"],
+)
+def test_answer_that_nobody_takes_is_not_kept(home: Home, next: bytes) -> None:
+    requests = [b"GET /openapi.json", next, b"GET /livez"]
+    sent = b"".join(b"%b HTTP/1.1\r\nHost: a\r\n\r\n" % request for request in requests)
+    with serving(home, unbuffered=True, head_seconds=0.2) as served:
+        with served.connected(sent, SO_RCVBUF=4096):
+            served.shedding(**{"slow connections": 1})
+        assert served.http.get(SINGLE).status_code == 200
+
+
+def test_reader_that_is_slow_but_steady_is_not_cut(home: Home) -> None:
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving(home, unbuffered=True, head_seconds=0.3) as served:
+        length = len(served.http.get("/openapi.json").content)
+        with served.connected(request * 8, SO_RCVBUF=4096) as client:
+            received = 0
+            while received < 8 * length:
+                piece = client.recv(10_000)
+                assert piece
+                received += len(piece)
+                time.sleep(len(piece) / 1e6)
+        assert served.state.shed == Counter()
 
 
 def test_head_without_an_end_is_refused(home: Home) -> None:
