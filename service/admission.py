@@ -38,7 +38,7 @@ class Admission:
             return
         state: State = scope["state"]["service"]
         if state.draining.is_set():
-            send = _saying_goodbye(send)
+            send = saying_goodbye(send)
         if leads_nowhere(scope):  # past the gates, too
             error = NotFound("Nothing is at this path.")
             await problems.describe(Request(scope), error)(scope, receive, send)
@@ -136,8 +136,8 @@ class _InPieces:
         await self._send(message)
 
 
-def _saying_goodbye(send: Send) -> Send:
-    """Let every answer be the last on its connection, so that none is idle when all are closed."""
+def saying_goodbye(send: Send) -> Send:
+    """Let every answer be the last on its connection, so that none is idle after it."""
 
     async def send_last(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from backcast import logs
 from backcast.errors import Overloaded
+from service.admission import saying_goodbye
 from service.correlation import HEADER, Correlation
 from service.gates import PLACE, Place
 from service.metrics.meter import NONE, OTHER
@@ -37,8 +38,8 @@ _ALWAYS = ("/livez", "/readyz", "/metrics")  # who looks after a replica is neve
 class Protocol(HttpToolsProtocol):
     """A connection of uvicorn's, within the limits of the service's settings.
 
-    For one too many, that is closed which has been idle longest. Where none is, only health checks
-    and scrapes are answered with more than a 503 on the new one, and it is closed. One that does
+    For one too many, that is closed which has been idle longest. Where none is, the new one gets
+    one answer, which is more than a 503 to health checks and scrapes only. One that does
     not bring a request's head in time, or does not take the end of an answer, is cut, and so is one
     that takes nothing of an answer for as long. One that asks too much at once is closed when it
     was answered what it had asked before.
@@ -63,14 +64,14 @@ class Protocol(HttpToolsProtocol):
         self._state = self.app_state["service"]
         most = self._state.settings.max_connections
         self._idle = self._state.idle
-        if len(self.connections) <= most or self._make_room():
-            self._idle[self.transport] = None
-        else:  # it takes no room that another could have
-            self.app, self._idle = _Crowded(self.app, most), OrderedDict()
-        if len(self.connections) > 2 * most:  # as many are being refused
-            self._state.shed["connections"] += 1
-            self.transport.abort()
         self._look_later()
+        if len(self.connections) > most and not self._make_room():
+            self.app, self._idle = _Crowded(self.app, most), self._state.crowd
+            if len(self.connections) > 2 * most and not self._make_room():
+                self._state.shed["connections"] += 1
+                self.transport.abort()
+                return
+        self._idle[self.transport] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -153,12 +154,18 @@ class Protocol(HttpToolsProtocol):
             self.loop.call_later(_LAST_S, super().shutdown)
 
     def _make_room(self) -> bool:
-        """Close the connection on which nothing has been answered for longest, if there is one."""
-        if not self._state.idle:
+        """Close the connection on which nothing has been answered for longest, if there is one.
+
+        It takes what it was answered before, but not where those that do so are many, too.
+        """
+        if not self._idle:
             return False
-        transport, _ = self._state.idle.popitem(last=False)
+        transport, _ = self._idle.popitem(last=False)
         self._state.shed["idle connections"] += 1
-        transport.close()
+        if len(self.connections) > 2 * self._state.settings.max_connections:
+            transport.abort()
+        else:
+            transport.close()
         return True
 
     def _look_later(self) -> None:
@@ -220,7 +227,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class _Crowded:
-    """Answers on a connection too many."""
+    """Answers once on a connection too many."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
@@ -228,15 +235,13 @@ class _Crowded:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self._app if scope["path"] in _ALWAYS else self._refuse
-        return app(scope, receive, send)
+        return app(scope, receive, saying_goodbye(send))
 
     async def _say_so(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: State = scope["state"]["service"]
         state.shed["connections"] += 1
         error = Overloaded(f"This worker has {self._most} connections already; try again.")
-        response = describe(Request(scope), error)
-        response.headers["Connection"] = "close"
-        await response(scope, receive, send)
+        await describe(Request(scope), error)(scope, receive, send)
 
 
 def _written(response: Response) -> bytes:

@@ -57,6 +57,7 @@ class State:
         refusals: lets one refusal at a time be written into the audit log.
         idle: the connections on which nothing is being answered, the one that has been so for
             longest first.
+        crowd: the same of the connections that are too many.
         shed: how many requests were refused so far because there was too much to do, by the kind
             of limit.
         draining: set once the replica is told to stop.
@@ -83,6 +84,7 @@ class State:
     shed: Counter[str]
     draining: threading.Event
     idle: OrderedDict[Transport, None] = field(default_factory=OrderedDict)
+    crowd: OrderedDict[Transport, None] = field(default_factory=OrderedDict)
     forbidden: dict[tuple[str, str], float] = field(default_factory=dict)
 
 

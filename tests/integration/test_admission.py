@@ -424,6 +424,53 @@ def test_connection_that_is_refused_makes_no_room(home: Home) -> None:
             assert_problem(client, 503, "overloaded")
 
 
+@pytest.mark.parametrize("path", ["/livez", "/metrics"])
+def test_what_is_answered_on_a_connection_too_many_is_the_last(home: Home, path: str) -> None:
+    plain = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, max_connections=2))
+        for _ in range(2):
+            stack.enter_context(served.connected(served.head(length=2)))
+        served.holding(2)
+        for _ in range(6):
+            client = stack.enter_context(served.connected(plain * 2))
+            [(status, headers, _)] = answers_in(all_of(client))
+            assert (status, headers["connection"]) == (200, "close")
+        assert served.state.shed == {"idle connections": 1}
+
+
+def test_crowd_that_asks_nothing_keeps_no_health_check_out(home: Home) -> None:
+    plain = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, max_connections=2))
+        for _ in range(2):
+            stack.enter_context(served.connected(served.head(length=2)))
+        served.holding(2)
+        crowd = [stack.enter_context(served.connected()) for _ in range(3)]
+        assert is_closed(crowd[0])
+        assert answer_of(stack.enter_context(served.connected(plain)))[0] == 200
+        assert is_closed(crowd[1])
+        assert answer_of(stack.enter_context(served.connected(plain)))[0] == 200
+        crowd[2].sendall(plain)
+        assert answer_of(crowd[2])[0] == 200
+        assert served.state.shed == {"idle connections": 3}
+
+
+def test_connection_for_which_room_was_made_is_served_beside_a_crowd(home: Home) -> None:
+    plain = b"GET /versions HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(home, max_connections=2))
+        batches = [stack.enter_context(served.connected(served.head(length=2))) for _ in range(2)]
+        served.holding(2)
+        for _ in range(2):
+            stack.enter_context(served.connected())
+        batches[0].sendall(b"{}")
+        assert answer_of(batches[0])[0] == 422
+        assert answer_of(stack.enter_context(served.connected(plain)))[0] == 401
+        assert is_closed(batches[0])
+        assert served.state.shed == {"idle connections": 2}
+
+
 def test_crowd_that_only_keeps_its_connections_keeps_nobody_out(home: Home) -> None:
     plain = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
     with ExitStack() as stack:
