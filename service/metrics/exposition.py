@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
 from itertools import accumulate
 from operator import itemgetter
 from typing import TypeVar
@@ -13,13 +14,29 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from service.metrics.families import FAMILIES, Family, Key, Kind, Workers
 from service.metrics.sheets import Sheet
 
 Number = TypeVar("Number")
+
+_OPENMETRICS, _VERSION = "application/openmetrics-text", "1.0.0"
+
+
+class Rendering(StrEnum):
+    """How metrics may be written, by the media type."""
+
+    TEXT = CONTENT_TYPE_PLAIN_0_0_4
+    OPENMETRICS = f"{_OPENMETRICS}; version={_VERSION}; charset=utf-8"
+
+
+_ENCODERS: Mapping[Rendering, Callable[[Collector], bytes]] = {
+    Rendering.TEXT: generate_latest,
+    Rendering.OPENMETRICS: openmetrics.generate_latest,
+}
 
 _TOGETHER: Mapping[Workers, Callable[[list[float]], float]] = {
     Workers.SUM: sum,
@@ -44,17 +61,27 @@ def put_together(sheets: Iterable[Sheet]) -> Sheet:
     )
 
 
-def media_type(accept: str) -> str:
-    """Return the media type that ``accept`` prefers."""
-    return choose_encoder(accept)[1]
+def preferred(accept: str) -> Rendering:
+    """Return OpenMetrics where an Accept header has it, of no or of this version; text otherwise.
+
+    prometheus_client would promise any version that is asked for, and fails on what is none.
+    """
+    asked = any(_is_openmetrics(element) for element in accept.lower().split(","))
+    return Rendering.OPENMETRICS if asked else Rendering.TEXT
 
 
-def render(sheet: Sheet, accept: str) -> tuple[bytes, str]:
-    """Return a sheet as text, and its media type: the one that ``accept`` prefers."""
-    encode, media_type = choose_encoder(accept)
+def render(sheet: Sheet, rendering: Rendering) -> bytes:
+    """Return a sheet as text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Sheets(sheet))
-    return encode(registry), media_type
+    return _ENCODERS[rendering](registry)
+
+
+def _is_openmetrics(element: str) -> bool:
+    media, *parameters = element.split(";")
+    pairs = (parameter.partition("=") for parameter in parameters)
+    versions = {value.strip().strip('"') for name, _, value in pairs if name.strip() == "version"}
+    return media.strip() == _OPENMETRICS and versions <= {_VERSION}
 
 
 class _Sheets(Collector):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from threading import Lock
 
-from service.metrics.exposition import put_together, render
+from service.metrics.exposition import Rendering, put_together, render
 from service.metrics.families import Key
 from service.metrics.meter import Meter
 from service.metrics.sheets import Sheet, SheetFile
@@ -40,14 +40,14 @@ class Metrics:
                 self._file.write(sheet)
         return sheet
 
-    def text(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics of the whole replica, and their media type."""
+    def text(self, rendering: Rendering) -> bytes:
+        """Return the metrics of the whole replica."""
         try:
             own = self.write()
         except OSError:  # the log tells of it: the sheet is written every second anyway
             own = self._read()
         others = [] if self._file is None else self._file.others()
-        return render(put_together([own, *others]), accept)
+        return render(put_together([own, *others]), rendering)
 
     def _read(self) -> Sheet:
         self._meter.take_shed(self._shed)

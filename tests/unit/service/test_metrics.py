@@ -46,10 +46,40 @@ def test_anybody_may_look(client: TestClient) -> None:
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
-def test_openmetrics_is_spoken_to_who_asks_for_it(client: TestClient) -> None:
-    response = client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
-    assert response.headers["content-type"].startswith("application/openmetrics-text")
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text",
+        'text/plain;version=9!9, Application/OpenMetrics-Text ; Version="1.0.0"',
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;q=0.2",
+    ],
+)
+def test_openmetrics_is_spoken_to_who_asks_for_it(client: TestClient, accept: str) -> None:
+    response = client.get("/metrics", headers={"Accept": accept})
+    openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert response.headers["content-type"] == openmetrics
     assert response.text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "application/openmetrics-text;version=abc",
+        "application/openmetrics-text;version=1.0.1",
+        "application/openmetrics-text;version=2.0.0;escaping=dots",
+        "application/openmetrics-text;version=" + "1" * 5000,
+        "application/openmetrics-text;version",
+        "text/plain;version=9!9",
+        "text/plain;version=1.0.0;escaping=values",
+    ],
+)
+def test_all_others_get_the_text_format(client: TestClient, accept: str) -> None:
+    response = client.get("/metrics", headers={"Accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert value(samples_of(response.text), "backcast_workers") == 1
 
 
 def test_every_family_is_exposed_with_its_type_and_meaning(client: TestClient) -> None:

@@ -5,6 +5,7 @@ from itertools import count, pairwise
 
 import anyio
 
+from service.metrics.exposition import Rendering
 from service.metrics.scrapes import Scrapes
 
 TEXT, OPEN = "text/plain", "application/openmetrics-text"
@@ -16,10 +17,10 @@ class Writing:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds, self._number, self.begun = seconds, count(1), list[float]()
 
-    def __call__(self, accept: str) -> tuple[bytes, str]:
+    def __call__(self, rendering: Rendering) -> bytes:
         self.begun.append(time.monotonic())
         time.sleep(self.seconds)
-        return f"{accept} {next(self._number)}".encode(), accept
+        return f"{rendering.partition(';')[0]} {next(self._number)}".encode()
 
 
 def test_all_who_wait_share_what_is_begun_then() -> None:
@@ -37,6 +38,23 @@ def test_all_who_wait_share_what_is_begun_then() -> None:
     anyio.run(crowd)
     assert len(found) == 100
     assert set(found) <= {b"text/plain 1", b"text/plain 2"}  # most came when the first was begun
+
+
+def test_those_who_make_up_versions_share_it_too() -> None:
+    writing = Writing(0.1)
+    scrapes, found = Scrapes(writing), list[bytes]()
+
+    async def scrape(accept: str) -> None:
+        found.append((await scrapes.text(accept))[0])
+
+    async def crowd() -> None:
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(scrape, f"{OPEN};version=1.0.{number}")
+
+    anyio.run(crowd)
+    assert len(found) == 20
+    assert len(writing.begun) <= 4  # two of each rendering
 
 
 def test_nobody_is_given_what_was_begun_before() -> None:
