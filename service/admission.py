@@ -5,6 +5,7 @@ any moment are therefore at most as many as the gates let in.
 """
 
 import logging
+import sys
 
 from anyio import current_time, fail_after, move_on_after
 from fastapi import Request
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_ORDER = 64 << 10
 """Most bytes of a body that carries neither ids nor vectors: it is read on the event loop."""
+
+_TOO_LONG = 20  # digits of a length: Python reads some thousands at most
 
 _PIECE = 256 << 10  # of an answer; a reader that is slow keeps no more when its gate has closed
 
@@ -74,8 +77,10 @@ def _gate(scope: Scope, state: State) -> Gate | None:
 
 
 def _declared(scope: Scope) -> int:
-    length = Headers(scope=scope).get("content-length", "")
-    return int(length) if length.isdecimal() else 0
+    length = Headers(scope=scope).get("content-length", "").lstrip("0")
+    if not length.isdecimal():
+        return 0
+    return int(length) if len(length) < _TOO_LONG else sys.maxsize
 
 
 class _Body:

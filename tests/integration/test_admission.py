@@ -312,6 +312,17 @@ def test_body_that_is_too_long_is_refused_when_it_is_announced(home: Home) -> No
         served.holding(0)
 
 
+def test_length_of_a_body_may_have_any_number_of_zeros(home: Home) -> None:
+    body = orjson.dumps({"ids": ["item 0"], "version": 0})
+    with serving(home, max_body=1000) as served:
+        for length, status in ((len(body), 200), (1001, 413), (10**19, 413), (10**4200, 400)):
+            head = served.head(length=length).replace(
+                b"Content-Length: ", b"Content-Length: " + b"0" * 5000
+            )
+            with served.connected(head + body) as client:
+                assert answer_of(client)[0] == status
+
+
 def test_body_that_does_not_come_is_not_waited_for(home: Home) -> None:
     with serving(home, body_seconds=0.2) as served:
         for path, method in (("/embeddings/batch", "POST"), ("/admin/rollback", "POST")):
