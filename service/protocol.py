@@ -77,6 +77,9 @@ class Protocol(HttpToolsProtocol):
         """End."""
         self._watch.cancel()
         self._idle.pop(self.transport, None)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # uvicorn tells only the last that was asked
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

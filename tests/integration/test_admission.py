@@ -332,6 +332,20 @@ def test_body_that_does_not_come_is_not_waited_for(home: Home) -> None:
         served.holding(0)
 
 
+def test_client_that_goes_away_and_had_asked_for_more_is_no_error_of_the_service(
+    home: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+    sent = plain % b"openapi.json" * 2 + plain % b"livez" * 2
+    with serving(home, unbuffered=True) as served:
+        monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+        for _ in range(3):
+            with served.connected(sent, SO_RCVBUF=4096) as client:
+                assert client.recv(100)
+        assert served.http.get("/livez").status_code == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_client_that_goes_away_is_no_error_of_the_service(
     home: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
