@@ -176,7 +176,7 @@ def test_first_version_comes_about_as_the_guide_says(trainer: Stack) -> None:
         assert done.returncode == 0, f"{line}: {done.stderr}"
     verified = trainer.run("verify")
     assert verified.returncode == 0, verified.stderr
-    assert "vectors of 1 snapshots are what was registered" in verified.stdout
+    assert "vectors of 1 snapshot are what was registered" in verified.stdout
     with open_registry(Settings.load(**_places(trainer))) as registry:
         found = registry.deployments.live()
         assert found is not None
